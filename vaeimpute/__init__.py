@@ -1,0 +1,1 @@
+"""Fill holes and flag strange values in tables with masked variational autoencoders."""
