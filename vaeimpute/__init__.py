@@ -1,1 +1,22 @@
-"""Fill holes and flag strange values in tables with masked variational autoencoders."""
+"""Fill holes and flag strange values in tables with masked variational autoencoders.
+
+>>> from vaeimpute import VAEImputer
+>>> VAEImputer().get_params()["dtype"]
+'float32'
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vaeimpute.estimators import VAEImputer
+
+__all__ = ["VAEImputer", "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the estimators, and with them torch, only when they are asked for: ``--help`` stays quick."""
+    if name == "VAEImputer":
+        return getattr(import_module("vaeimpute.estimators"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

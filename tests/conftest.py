@@ -1,0 +1,23 @@
+"""Options and skips for the whole suite: ``pytest --device cuda``, and no GPU test where there is no GPU."""
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where tests that use the `device` fixture run: cpu, cuda")
+
+
+@pytest.fixture
+def device(request):
+    return request.config.getoption("--device")
+
+
+def pytest_collection_modifyitems(config, items):
+    needs_gpu = [item for item in items if "gpu" in item.keywords]
+    if not needs_gpu:
+        return
+    import torch  # here, so that a run without GPU tests does not pay for it
+
+    if not torch.cuda.is_available():
+        for item in needs_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

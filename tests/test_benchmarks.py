@@ -1,0 +1,323 @@
+"""benchmarks: every peer keeps its contract, runs resume and survive failures, the report says what the lines say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import report, run
+from benchmarks.datasets import TABLES, Table, codes, hide, load, numeric_columns
+from benchmarks.peers import PEERS, Peer
+from benchmarks.run import Case
+from vaeimpute.amputation import ampute
+
+BUNDLED = ["breast_cancer_wdbc", "diabetes_lars", "iris", "wine_recognition"]
+OTHERS = [name for name in PEERS if name != "vaeimpute"]
+
+
+@pytest.fixture
+def toy(monkeypatch) -> str:
+    """A table with numbers, classes, a constant column and a row with a hole: one row in TABLES."""
+
+    def source() -> pd.DataFrame:
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal(60)
+        frame = pd.DataFrame({"x": x, "y": 2 * x + 0.1 * rng.standard_normal(60), "n": rng.integers(0, 9, 60)})
+        frame["colour"] = np.where(x > 0, "red", np.where(x < -1, "blue", "green"))
+        frame["flag"] = x > 0.5
+        frame["constant"] = 1
+        frame.loc[3, "x"] = np.nan
+        return frame
+
+    monkeypatch.setitem(TABLES, "toy", Table(source, "held-out"))
+    return "toy"
+
+
+def invoke(command, *arguments: str) -> str:
+    result = CliRunner().invoke(command, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def lines_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_tables(name):
+    frame = load(name)
+    assert not frame.isna().any().any()
+    assert (frame.nunique() > 1).all()
+    assert all(dtype.kind == "f" or isinstance(dtype, pd.CategoricalDtype) for dtype in frame.dtypes)
+    pd.testing.assert_frame_equal(frame, load(name))
+
+
+def test_cleaning_and_subsampling(toy):
+    frame = load(toy)
+    assert list(frame) == ["x", "y", "n", "colour", "flag"]
+    assert numeric_columns(frame) == ["x", "y", "n"]
+    assert len(frame) == 59
+    few = load(toy, max_rows=20)
+    assert len(few) == 20
+    pd.testing.assert_frame_equal(few, load(toy, max_rows=20))
+    assert len(few.merge(frame)) == 20
+
+
+def test_unknown_table_and_missing_folder(monkeypatch):
+    with pytest.raises(ValueError, match="Unknown table 'nope'"):
+        load("nope")
+    monkeypatch.delenv("VAEIMPUTE_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match="set VAEIMPUTE_DATA"):
+        TABLES["airfoil"].source()
+
+
+def test_parquet_tables_come_from_the_folder(monkeypatch, tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "tabular").mkdir()
+    frame = pd.DataFrame({"a": [1.0, 2.0]})
+    frame.to_parquet(tmp_path / "tabular" / "concrete.parquet")
+    monkeypatch.setenv("VAEIMPUTE_DATA", str(tmp_path))
+    pd.testing.assert_frame_equal(TABLES["concrete"].source(), frame)
+
+
+def test_codes_and_hide_keep_levels(toy):
+    frame = load(toy)
+    table = codes(frame)
+    observed = ampute(table, 0.4, random_state=0)
+    holed = hide(frame, observed)
+    assert (holed.dtypes == frame.dtypes).all()
+    np.testing.assert_array_equal(np.isnan(codes(holed)), ~observed)
+    np.testing.assert_array_equal(codes(holed)[observed], table[observed])
+
+
+@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize("table", ["toy", "iris"])
+def test_every_peer_completes_and_beats_or_equals_chance(toy, table, method):
+    if method == "lightgbm-mice":
+        pytest.importorskip("lightgbm")
+    truth = load(table, max_rows=60)
+    observed = ampute(codes(truth), 0.2, random_state=0)
+    X = hide(truth, observed)
+    before = X.copy()
+    with joblib.parallel_config(n_jobs=1):
+        completed = PEERS[method].complete(X, 0)
+        again = PEERS[method].complete(X, 0)
+    run.check_completed(completed, truth, observed)
+    pd.testing.assert_frame_equal(completed, again)
+    pd.testing.assert_frame_equal(X, before)
+    assert run.judge(truth, completed, observed)["nrmse"] < 1.3
+
+
+def test_peers_that_model_find_a_linear_relation(toy):
+    truth = load(toy)
+    observed = np.ones(truth.shape, dtype=bool)
+    observed[::3, 1] = False
+    errors = {
+        method: run.judge(truth, PEERS[method].complete(hide(truth, observed), 0), observed)["nrmse"]
+        for method in ("mean", "knn", "mice", "em")
+    }
+    assert errors["mice"] < 0.1
+    assert errors["em"] < 0.2
+    assert errors["knn"] < errors["mean"] == pytest.approx(1.0, abs=0.3)
+
+
+def test_peers_stand_a_column_without_any_value_left(toy):
+    truth = load(toy)
+    observed = np.ones(truth.shape, dtype=bool)
+    observed[1:, 4] = False  # one class left
+    for method in ("mean", "knn", "mice", "em", "missforest"):
+        with joblib.parallel_config(n_jobs=1):
+            run.check_completed(PEERS[method].complete(hide(truth, observed), 0), truth, observed)
+
+
+def test_run_writes_valid_lines_and_the_same_holes_for_each_method(toy, tmp_path):
+    out = tmp_path / "lines.jsonl"
+    invoke(run.main, "--tables", f"{toy},iris", "--methods", "mean,knn", "--mechanisms", "mcar,mar", "--out", out)
+    lines = lines_of(out)
+    assert len(lines) == 2 * 2 * 2
+    assert [line["table"] for line in lines] == ["toy"] * 4 + ["iris"] * 4  # smallest first
+    for line in lines:
+        assert "error" not in line
+        assert line["nrmse"] > 0
+        assert line["seconds"] >= 0
+        assert line["peak_mb"] > 10
+        assert {"python", "numpy", "sklearn"} <= line["versions"].keys()
+        assert len(line["nrmse_columns"]) == line["numeric_columns"]
+    holes = {}
+    for line in lines:
+        holes.setdefault((line["table"], line["mechanism"]), set()).add(line["holes"])
+    assert all(len(fingerprints) == 1 for fingerprints in holes.values())
+    assert len(set.union(*holes.values())) == len(holes)
+
+
+def test_judge_agrees_with_a_hand_count():
+    truth = pd.DataFrame({"x": [0.0, 2.0, 0.0, 2.0], "c": pd.Categorical(["a", "b", "a", "b"])})
+    observed = np.array([[False, False], [True, False], [True, True], [True, True]])
+    completed = pd.DataFrame({"x": [3.0, 2.0, 0.0, 2.0], "c": pd.Categorical(["a", "a", "a", "b"])})
+    line = run.judge(truth, completed, observed)
+    assert line["nrmse"] == line["nmae"] == 3.0  # the standard deviation is 1
+    assert line["class_error"] == line["class_error_columns"]["c"] == 0.5
+    assert run.judge(truth, truth, observed)["energy_distance"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_resume(toy, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(X, seed):
+        calls.append(seed)
+        return PEERS["mean"].complete(X, seed)
+
+    monkeypatch.setitem(PEERS, "counted", Peer(counted))
+    out = tmp_path / "lines.jsonl"
+    arguments = ("--tables", toy, "--methods", "counted", "--mechanisms", "mcar", "--out", out, "--seeds")
+    invoke(run.main, *arguments, "0,1")
+    first = out.read_text()
+    out.write_text(first + '{"task": "imputation", "tab')  # killed in the middle of a line
+    assert len(run.read_lines(out)) == 2
+    invoke(run.main, *arguments, "0,1,2")
+    assert calls == [0, 1, 2]
+    assert out.read_text().startswith(first)
+    assert [line["seed"] for line in lines_of(out)] == [0, 1, 2]
+
+
+def test_a_failing_method_writes_its_error_and_is_tried_again(toy, tmp_path, monkeypatch):
+    def broken(X, seed):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setitem(PEERS, "flaky", Peer(broken))
+    out = tmp_path / "lines.jsonl"
+    arguments = ("--tables", toy, "--methods", "flaky,mean", "--mechanisms", "mcar", "--out", out)
+    assert "1 lines failed" in invoke(run.main, *arguments)
+    error, line = lines_of(out)
+    assert error["error"] == "RuntimeError: no luck"
+    assert "error" not in line
+    results, failures = report.read_results([out])
+    assert (len(results), len(failures)) == (1, 1)
+
+    monkeypatch.setitem(PEERS, "flaky", PEERS["median"])
+    invoke(run.main, *arguments)
+    assert len(lines_of(out)) == 3
+    results, failures = report.read_results([out])
+    assert (len(results), len(failures)) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda frame: frame.mask(frame.isna().cumsum().eq(1) & frame.isna()), "left"),
+        (lambda frame: frame.assign(y=0.0), "changed"),
+        (lambda frame: frame.drop(columns="y"), "columns or their types"),
+    ],
+)
+def test_answers_that_break_the_contract_are_errors(toy, tmp_path, monkeypatch, spoil, message):
+    monkeypatch.setitem(PEERS, "bad", Peer(lambda X, seed: spoil(X if message == "left" else X.bfill().ffill())))
+    case = Case("imputation", toy, 5000, "mcar", 0.3, 0, "bad", 0)
+    run.run_cases([case], tmp_path / "lines.jsonl")
+    assert message in lines_of(tmp_path / "lines.jsonl")[0]["error"]
+
+
+def test_draws_and_settings(toy, tmp_path, monkeypatch):
+    """A sampler that knows the truth but for noise of a known size covers at the nominal rate."""
+    truth = load(toy)
+
+    def oracle(X, seed, sd=1.0):
+        rng, numbers = np.random.default_rng(seed), numeric_columns(X)
+
+        def draw():
+            frame = truth.copy()
+            noise = sd * rng.standard_normal((len(frame), len(numbers)))
+            frame[numbers] = X[numbers].where(X[numbers].notna(), frame[numbers] + noise)
+            return frame
+
+        return draw(), lambda m: [draw() for _ in range(m)]
+
+    peer = Peer(lambda X, seed, **params: oracle(X, seed, **params)[0], draws=oracle)
+    monkeypatch.setitem(PEERS, "vaeimpute", peer)
+    out = tmp_path / "lines.jsonl"
+    base = ("--tables", toy, "--methods", "mean,vaeimpute", "--mechanisms", "mcar", "--out", out)
+    invoke(run.main, *base, "--draws", "20", "--set", "sd=0.5")
+    plain, drawn = lines_of(out)
+    assert "coverage90" not in plain
+    assert drawn["method"] == "vaeimpute[sd=0.5]"
+    assert drawn["coverage90"] > 0.9  # draws centred on the truth
+    assert drawn["width90"] > 0
+    assert drawn["crps"] < drawn["nmae"]
+    invoke(run.main, *base, "--draws", "20", "--set", "sd=0.5")
+    assert len(lines_of(out)) == 2
+    readme = tmp_path / "README.md"
+    invoke(report.main, "--results", out, "--readme", readme)
+    assert "90% intervals" in readme.read_text()
+    assert (tmp_path / "results" / "coverage.png").exists()
+
+
+def test_a_new_peer_and_a_new_table_are_one_function_and_one_row(tmp_path, monkeypatch):
+    def zeros(X, seed):
+        return X.fillna(0.0)
+
+    monkeypatch.setitem(PEERS, "zeros", Peer(zeros))
+    monkeypatch.setitem(TABLES, "line", Table(lambda: pd.DataFrame({"a": range(30), "b": range(30)}), "held-out"))
+    out = tmp_path / "lines.jsonl"
+    invoke(run.main, "--tables", "line", "--methods", "zeros,mean", "--mechanisms", "mcar", "--out", out)
+    assert {line["method"]: line["rows"] for line in lines_of(out)} == {"zeros": 30, "mean": 30}
+
+
+@pytest.mark.parametrize("option", [("--tables", "nope"), ("--methods", "nope"), ("--mechanisms", "nope")])
+def test_unknown_names_are_refused_before_anything_runs(option):
+    result = CliRunner().invoke(run.main, list(option))
+    assert result.exit_code == 2
+    assert "unknown nope; known: " in result.output
+
+
+def test_suites_name_what_exists():
+    for suite in run.SUITES.values():
+        assert set(suite.tables) <= TABLES.keys()
+        assert set(suite.methods) <= PEERS.keys()
+    assert {table.split for table in TABLES.values()} == {"tuning", "held-out"}
+
+
+def test_report_writes_between_the_markers_only(toy, tmp_path):
+    out, readme = tmp_path / "lines.jsonl", tmp_path / "page" / "README.md"
+    invoke(run.main, "--tables", f"{toy},iris", "--methods", "mean,knn", "--out", out)
+    invoke(report.main, "--results", out, "--readme", readme)
+    page = readme.read_text()
+    assert "## What was tried" in page
+    assert "| toy 59×5 |" in page
+    for picture in ("accuracy_time", "heatmap"):
+        assert (readme.parent / "results" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"results/{picture}.png" in page
+
+    readme.write_text(page + "| an idea by hand |\n")
+    invoke(report.main, "--results", str(tmp_path / "*.jsonl"), "--readme", readme)
+    assert readme.read_text() == page + "| an idea by hand |\n"
+
+    readme.write_text("no markers")
+    with pytest.raises(ValueError, match="must hold the markers"):
+        invoke(report.main, "--results", out, "--readme", readme)
+
+
+def test_report_without_results(tmp_path):
+    assert "No results yet." in invoke(report.main, "--results", tmp_path / "*.jsonl", "--readme", tmp_path / "R.md")
+
+
+def test_ratios_are_geometric_means_over_common_cases():
+    errors = pd.DataFrame({"a": [1.0, 4.0, np.nan], "b": [2.0, 2.0, 5.0]})
+    table = report.ratios(errors)
+    assert table.loc["a", "b"] == pytest.approx(math.sqrt(0.5 * 2.0))
+    assert table.loc["a", "b"] * table.loc["b", "a"] == pytest.approx(1.0)
+
+
+def test_markdown_marks_the_smallest():
+    frame = pd.DataFrame({"a": [0.5, 2.0], "b": [1.0, np.nan]}, index=pd.Index(["t", "u"], name="table"))
+    assert report.markdown(frame, bold_smallest=True).splitlines() == [
+        "| table | a | b |",
+        "| --- | --- | --- |",
+        "| t | **0.50** | 1.00 |",
+        "| u | **2.00** |  |",
+    ]

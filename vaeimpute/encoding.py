@@ -1,0 +1,474 @@
+"""A user's table <-> two arrays, ``values`` and ``observed``: the only place where tables meet arrays.
+
+`read_cells` reads a column, the codec of its kind turns cells into numbers and back, `make_series` writes them in the
+user's own dtype; `TableEncoder` does this for all columns. NumPy arrays travel as pandas columns.
+"""
+
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from vaeimpute.schema import (
+    Cells,
+    Column,
+    Kind,
+    Schema,
+    dtype_family,
+    dtype_text,
+    label,
+    native_dtype,
+    open_table,
+    read_cells,
+    resolve_kinds,
+    revive,
+)
+
+__all__ = ["CODECS", "Codec", "TableEncoder"]
+
+FARTHEST = 1e6  # standard deviations; none of n training cells is farther than sqrt(n), so this only bounds new cells
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+RESOLUTIONS = (86400.0, 3600.0, 60.0, 1.0, 1e-3, 1e-6, 1e-9)  # seconds
+
+# --- codecs: cells <-> numbers ----------------------------------------------------------------------------------------
+
+
+class Codec(ABC):
+    """How the cells of one kind become numbers and come back; what it learns is kept in the `Column`."""
+
+    @abstractmethod
+    def fit(self, cells: Cells, kind: Kind) -> Column:
+        """Check that the cells fit the kind, and learn their scale or levels."""
+
+    @abstractmethod
+    def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
+        """One number per cell, shape (n,); NaN where missing, or where the level was never seen."""
+
+    @abstractmethod
+    def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
+        """Inverse of `encode`, kept inside what was seen in training: float64, timedelta64 or objects, shape (n,)."""
+
+
+@dataclass(frozen=True)
+class NumberCodec(Codec):
+    """Numbers, standardised (their logarithms, if asked); in training they must be ``allowed``, as ``needs`` says."""
+
+    needs: str = "numbers"
+    allowed: Callable[[NDArray], NDArray[np.bool_]] = np.isfinite
+    logarithm: bool = False
+    whole: bool = False
+
+    def fit(self, cells: Cells, kind: Kind) -> Column:
+        usable = _has_type("f", cells, kind, self.needs, f"Pass kinds={{{cells.name!r}: 'categorical'}} to keep them.")
+        numbers = cells.data[cells.present] if usable else np.empty(0)
+        wrong = np.zeros(len(cells.data), dtype=bool)
+        wrong[cells.present] = ~self.allowed(numbers)
+        cells.refuse(wrong, kind, self.needs, f"Pass kinds={{{cells.name!r}: 'numeric'}} to keep them.")
+        center, scale = _moments(np.log(numbers) if self.logarithm else numbers)
+        low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
+        state: dict[str, Any] = {"center": center, "scale": scale, "minimum": low, "maximum": high}
+        state["integer"] = self.whole or cells.integer or cells.boolean
+        return Column(cells.name, kind, cells.dtype, n_observed=numbers.size, **state)
+
+    def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
+        usable = _has_type("f", cells, column.kind, self.needs, _was(column))
+        numbers = cells.data if usable else np.zeros(len(cells.data))
+        if self.logarithm:  # a new cell at or below zero reads as a thousandth of the least seen: strange, but finite
+            numbers = np.log(np.maximum(numbers, max(column.minimum / 1000, np.finfo(float).tiny)))
+        with np.errstate(over="ignore", invalid="ignore"):  # a cell too far is clipped; a missing one may hold anything
+            values = (numbers / 2 - column.center / 2) / (column.scale / 2)  # halves: their difference never overflows
+            return np.where(cells.present, np.clip(values, -FARTHEST, FARTHEST, out=values), np.nan)
+
+    def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
+        with np.errstate(over="ignore"):  # what overflows is clipped below
+            decoded = values * column.scale + column.center
+            decoded = np.exp(decoded) if self.logarithm else decoded
+        return np.clip(np.rint(decoded) if column.integer else decoded, column.minimum, column.maximum)
+
+
+class TimeCodec(Codec):
+    """Dates, times and durations: seconds from the column's own center, standardised."""
+
+    needs = "dates, times or durations"
+
+    def fit(self, cells: Cells, kind: Kind) -> Column:
+        usable = _has_type("mM", cells, kind, self.needs, "Convert it first, as pandas.to_datetime does.")
+        if not usable or not cells.present.any():
+            return Column(cells.name, kind, cells.dtype, resolution=1.0)
+        ticks, per_second = _ticks(cells.data[cells.present])
+        first = float(ticks.min() // per_second)
+        mean, scale = _moments(_elapsed(ticks, per_second, first))
+        elapsed = _elapsed(ticks, per_second, first + mean)
+        steps = (step for step in RESOLUTIONS if per_second * step <= 1 or not np.any(ticks % round(per_second * step)))
+        state: dict[str, Any] = {"minimum": float(elapsed.min()), "maximum": float(elapsed.max()), "scale": scale}
+        state |= {"center": first + mean, "resolution": next(steps), "n_observed": ticks.size}
+        return Column(cells.name, kind, cells.dtype, **state)
+
+    def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
+        values = np.full(len(cells.data), np.nan)
+        if _has_type("mM", cells, column.kind, self.needs, _was(column)):
+            elapsed = _elapsed(*_ticks(cells.data[cells.present]), column.center)
+            values[cells.present] = np.clip(elapsed / column.scale, -FARTHEST, FARTHEST)
+        return values
+
+    def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
+        """Timedelta64: the length of a duration, the time since 1970 (UTC) of a date."""
+        origin = np.floor(column.center)  # whole seconds apart from the rest, lest a double lose the nanoseconds
+        seconds = np.clip(values * column.scale, column.minimum, column.maximum) + (column.center - origin)
+        if column.resolution >= 1:
+            whole = np.rint((seconds + origin) / column.resolution) * column.resolution
+            return whole.astype(np.int64).view("m8[s]")
+        unit, per_second = next((unit, per) for unit, per in PER_SECOND.items() if per * column.resolution > 0.5)
+        whole = np.floor(seconds)
+        ticks = (whole + origin).astype(np.int64) * per_second
+        return (ticks + np.rint((seconds - whole) * per_second).astype(np.int64)).view(f"m8[{unit}]")
+
+
+@dataclass(frozen=True)
+class LevelCodec(Codec):
+    """Named levels as integer codes; ``choose`` lists the levels, given the cells and the set of those that occur."""
+
+    choose: Callable[[Cells, set], tuple]
+
+    def fit(self, cells: Cells, kind: Kind) -> Column:
+        _has_type("fO", cells, kind, "text, categories, numbers or booleans", "Convert it to text first.")
+        into: Callable[[Any], Any] = bool if cells.boolean else int if cells.integer else label
+        levels = self.choose(cells, {into(cell) for cell in set(cells.data[cells.present].tolist())})
+        state: dict[str, Any] = {"levels": levels, "maximum": max(len(levels) - 1.0, 0.0)}
+        return Column(cells.name, kind, cells.dtype, n_observed=int(cells.present.sum()), **state)
+
+    def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
+        if column.levels and not _can_hold(cells.dtype, column):
+            cells.refuse(cells.present, column.kind, f"levels such as {column.levels[0]!r}", _was(column))
+        present, known = cells.data[cells.present].tolist(), {level: i for i, level in enumerate(column.levels)}
+        code_of = {cell: known.get(label(cell), np.nan) for cell in set(present)}
+        codes = np.full(len(cells.data), np.nan)
+        codes[cells.present] = np.fromiter((code_of[cell] for cell in present), dtype=np.float64, count=len(present))
+        return codes
+
+    def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
+        levels = np.fromiter(column.levels, dtype=object, count=column.n_levels)
+        return levels[np.clip(np.rint(values), 0, column.n_levels - 1).astype(np.int64)]
+
+
+def _categories(cells: Cells, seen: set) -> tuple:
+    """Only levels that occur: a filtered frame may still declare thousands."""
+    return tuple(level for level in cells.declared if level in seen) or _sorted(seen)
+
+
+def _ranks(cells: Cells, seen: set) -> tuple:
+    """All levels in the declared order; numbers have their own."""
+    if not cells.declared and any(isinstance(level, str) for level in seen):
+        raise ValueError(
+            f"Column {cells.name!r}: kind 'ordinal' needs an order, but dtype {cells.dtype} has none. Make it an "
+            "ordered category, as pandas.Categorical(..., categories=[...], ordered=True) does."
+        )
+    return cells.declared or _sorted(seen)
+
+
+def _two(cells: Cells, seen: set) -> tuple:
+    if cells.boolean or seen <= {0, 1}:
+        return (False, True) if cells.boolean else (0, 1)
+    if len(seen) > 2:
+        raise ValueError(
+            f"Column {cells.name!r}: kind 'boolean' needs at most two levels, but got {len(seen)} (such as "
+            f"{list(_sorted(seen)[:3])}). Pass kinds={{{cells.name!r}: 'categorical'}} to keep them."
+        )
+    return _sorted(seen)
+
+
+def _sorted(levels: set) -> tuple:
+    return tuple(sorted(levels, key=lambda level: (isinstance(level, str), level)))
+
+
+CODECS: dict[Kind, Codec] = {
+    Kind.NUMERIC: NumberCodec(),
+    Kind.POSITIVE: NumberCodec("numbers above zero", lambda x: x > 0, logarithm=True),
+    Kind.COUNT: NumberCodec("non-negative integers", lambda x: (x >= 0) & (x == np.rint(x)), whole=True),
+    Kind.ORDINAL: LevelCodec(_ranks),
+    Kind.CATEGORICAL: LevelCodec(_categories),
+    Kind.BOOLEAN: LevelCodec(_two),
+    Kind.DATETIME: TimeCodec(),
+}
+
+
+def _has_type(codes: str, cells: Cells, kind: Kind, needs: str, remedy: str) -> bool:
+    """Whether the cells are of the wanted NumPy type; raises if they are not, unless none is present."""
+    if cells.data.dtype.kind not in codes:
+        cells.refuse(cells.present, kind, needs, remedy)
+    return cells.data.dtype.kind in codes
+
+
+def _was(column: Column) -> str:
+    return f"In fit its dtype was {column.dtype.split('(')[0]}; convert it back."
+
+
+def _moments(numbers: NDArray) -> tuple[float, float]:
+    """Mean and standard deviation, without overflow at 1e300 nor cancellation at 1e12 + 1e-3; (c, 1) if constant."""
+    if not numbers.size:
+        return 0.0, 1.0
+    low, span = numbers.min() / 2, numbers.max() / 2 - numbers.min() / 2  # halves never overflow
+    if span < 4 * np.finfo(float).tiny:
+        return float(numbers.min()), 1.0
+    unit = (numbers / 2 - low) / span  # in [0, 1]
+    return float(2 * (low + unit.mean() * span)), float(2 * unit.std() * span)
+
+
+def _ticks(times: NDArray) -> tuple[NDArray[np.int64], int]:
+    unit = np.datetime_data(times.dtype)[0]
+    times = times if unit in PER_SECOND else times.astype(f"{times.dtype.kind}8[s]")  # days
+    return times.view(np.int64), PER_SECOND.get(unit, 1)
+
+
+def _elapsed(ticks: NDArray[np.int64], per_second: int, center: float) -> NDArray[np.float64]:
+    """Seconds since ``center``; whole seconds and the rest are subtracted apart, so that nanoseconds survive."""
+    origin = np.floor(center)
+    seconds, rest = np.divmod(ticks, per_second)
+    return (seconds - origin) + (rest / per_second - (center - origin))
+
+
+# --- writing: numbers -> a column of the user's dtype -----------------------------------------------------------------
+
+
+def make_series(values: NDArray | None, dtype: Any, container: str, column: Column, n: int) -> nw.Series:
+    """A column of the given dtype from what `Codec.decode` gives; all missing if ``values`` is None."""
+    data: Any = [None] * n if values is None else _as_family(values, dtype_text(dtype), column.integer)
+    if container == "polars":
+        pl = import_module("polars")
+        native = pl.Series(data, dtype=dtype) if isinstance(data, list) else pl.Series(data).cast(dtype)
+    elif container == "pyarrow":
+        native = import_module("pyarrow").chunked_array([_arrow_array(data, dtype)])
+    elif isinstance(dtype, pd.ArrowDtype):
+        native = pd.Series(pd.array(_arrow_array(data, dtype.pyarrow_dtype), dtype=dtype))
+    elif isinstance(dtype, pd.CategoricalDtype):
+        category_of = {label(category): category for category in dtype.categories}
+        native = pd.Series(pd.Categorical([category_of.get(level, level) for level in data], dtype=dtype))
+    else:  # integers are UTC to astype
+        native = (
+            pd.Series(data).astype(dtype) if isinstance(dtype, pd.DatetimeTZDtype) else pd.Series(data, dtype=dtype)
+        )
+    return nw.from_native(native, series_only=True)
+
+
+def _as_family(values: NDArray, text: str, integer: bool) -> Any:
+    """Decoded cells as the NumPy array, or list of objects, from which a column of that dtype is made."""
+    family = dtype_family(text)
+    if values.dtype.kind == "m":
+        found = re.search(r"\b(ns|us|ms|s)\b", text)
+        return values.astype(f"m8[{found[1] if found else 'D'}]").view(np.int64)
+    if family in ("object", "levels"):
+        return (values.astype(np.int64) if integer and values.dtype.kind == "f" else values).tolist()
+    values = values.astype(np.float64)
+    if family != "integer":
+        return np.rint(values).astype(bool) if family == "boolean" else values
+    found = re.search(r"u?int(8|16|32|64)", text.lower())
+    limits = np.iinfo(found[0] if found else "int64")
+    top = np.nextafter(float(limits.max), 0) if float(limits.max) > limits.max else float(limits.max)  # 2**63 is over
+    return np.clip(np.rint(values), float(limits.min), top).astype(limits.dtype)
+
+
+def _arrow_array(data: Any, dtype: Any) -> Any:
+    pa = import_module("pyarrow")
+    data = data.astype(np.int32) if pa.types.is_date32(dtype) and not isinstance(data, list) else data
+    return pa.array(data, type=dtype) if isinstance(data, list) else pa.array(data).cast(dtype)
+
+
+def _can_hold(dtype: str, column: Column) -> bool:
+    """Whether a column of this dtype can hold what the training column held."""
+    family = dtype_family(dtype)
+    if family == "object" or dtype == column.dtype:
+        return True
+    if column.kind is Kind.DATETIME:
+        return family == "time"
+    if column.kind.has_levels and (isinstance(column.levels[0], str) or dtype.startswith("category")):
+        return family == "levels"
+    return family in ("integer", "float", "boolean")
+
+
+def _widen(series: nw.Series, levels: NDArray) -> nw.Series:
+    """Add to a closed list of categories those that a hidden cell needs and this frame does not declare."""
+    dtype = native_dtype(series)
+    if not dtype_text(dtype).startswith(("category(", "Enum(")):
+        return series
+    known = set(map(label, dtype.categories))
+    extra = [level for level in dict.fromkeys(levels.tolist()) if level not in known]
+    if extra and isinstance(dtype, pd.CategoricalDtype):
+        return nw.from_native(series.to_native().cat.add_categories(extra), series_only=True)
+    return series.cast(nw.Enum([*dtype.categories, *extra])) if extra else series
+
+
+# --- the whole table --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TableEncoder:
+    """Turn a table with holes into ``values`` and ``observed``, and back into the user's own container and dtypes.
+
+    Parameters
+    ----------
+    schema : Schema
+        What each column was in training.
+    missing_values : scalar, default=None
+        A value that also means "missing", such as -1 or "?". Null, NaN, NaT, None and pandas.NA always do.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> X = pd.DataFrame({"age": [31.0, np.nan, 45.0], "city": ["Oslo", "Rome", None]})
+    >>> encoder = TableEncoder.fit(X)
+    >>> encoder.schema.kinds
+    (<Kind.NUMERIC: 'numeric'>, <Kind.CATEGORICAL: 'categorical'>)
+    >>> values, observed = encoder.encode(X)
+    >>> values
+    array([[-1.,  0.],
+           [ 0.,  1.],
+           [ 1.,  0.]])
+    >>> observed.sum(axis=0)
+    array([2, 2])
+    >>> encoder.fill(X, values, observed)
+        age  city
+    0  31.0  Oslo
+    1  38.0  Rome
+    2  45.0  Oslo
+    """
+
+    schema: Schema
+    missing_values: Any = None
+
+    @classmethod
+    def fit(cls, X: Any, *, kinds: Mapping[Any, str] | None = None, missing_values: Any = np.nan) -> "TableEncoder":
+        """Learn a `Schema` from a table: pandas, polars, pyarrow, or a 2-D array of numbers or objects.
+
+        Parameters
+        ----------
+        X : table of shape (n, D)
+        kinds : dict of column name -> kind, optional
+            Overrules what the dtype says, as in ``{"zip": "categorical"}``. Array columns are ``x0``, ``x1``, ...
+        missing_values : scalar, default=np.nan
+        """
+        frame, container = open_table(X)
+        missing_values = None if pd.isna(missing_values) else label(missing_values)
+        wanted = resolve_kinds(kinds, tuple(frame.columns))
+        columns = []
+        for name in frame.columns:
+            cells = read_cells(frame.get_column(name), name, missing_values)
+            kind = wanted.get(name, cells.kind)
+            columns.append(CODECS[kind].fit(cells, kind))
+        return cls(Schema(tuple(columns), container), missing_values)
+
+    def encode(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Encode a table with the training columns, in any order; unseen levels count as missing, with a warning.
+
+        Returns
+        -------
+        values : ndarray of shape (n, D)
+            Numbers standardised, levels as codes; 0 where not observed, never NaN.
+        observed : bool ndarray of shape (n, D)
+        """
+        frame, container = open_table(X)
+        values = np.zeros((len(frame), len(self.schema)))
+        observed = np.zeros(values.shape, dtype=bool)
+        for j, series in enumerate(self._align(frame, container)):
+            column = self.schema.columns[j]
+            cells = read_cells(series, column.name, self.missing_values)
+            encoded = CODECS[column.kind].encode(cells, column)
+            observed[:, j] = ~np.isnan(encoded)
+            np.copyto(values[:, j], encoded, where=observed[:, j])
+            if column.kind.has_levels:
+                _warn_unseen(cells, cells.present & ~observed[:, j])
+        return values, observed
+
+    def fill(self, X: Any, values: NDArray[np.float64], observed: NDArray[np.bool_]) -> Any:
+        """X with its hidden cells decoded from ``values``; container, index, order and dtypes as they came.
+
+        Every cell with ``observed`` False is rewritten, except the user's unseen levels, which stay.
+
+        Parameters
+        ----------
+        X : table of shape (n, D)
+        values, observed : ndarrays of shape (n, D)
+            In the order of the schema; ``values`` finite. What is observed is kept bit for bit.
+        """
+        frame, container = open_table(X)
+        filled = {}
+        for j, series in enumerate(self._align(frame, container)):
+            column, hidden = self.schema.columns[j], ~observed[:, j]
+            if column.kind.has_levels and hidden.any():
+                cells = read_cells(series, column.name, self.missing_values)
+                hidden &= ~(cells.present & np.isnan(CODECS[column.kind].encode(cells, column)))
+            if hidden.any() and column.can_decode:
+                filled[series.name] = hidden, self._write(column, series, values[:, j], hidden)
+        if container != "numpy":
+            return frame.with_columns(*(new.alias(name) for name, (_, new) in filled.items())).to_native()
+        out = frame.to_native().to_numpy(copy=True)
+        for name, (hidden, new) in filled.items():
+            out[hidden, int(name[1:])] = new.to_native().to_numpy()[hidden]
+        return out
+
+    def _write(self, column: Column, series: nw.Series, values: NDArray, hidden: NDArray[np.bool_]) -> nw.Series:
+        """The user's column with its hidden cells decoded."""
+        container, n = series.implementation.value, len(series)
+        # kept cells take the code of a hidden one: they are not written, and must not widen the categories
+        decoded = CODECS[column.kind].decode(np.where(hidden, values, values[hidden.argmax()]), column)
+        if not _can_hold(dtype_text(native_dtype(series)), column):  # all missing: the library guessed another dtype
+            if container != self.schema.container:
+                raise TypeError(f"Column {column.name!r}: dtype {native_dtype(series)} is not fit. {_was(column)}")
+            return make_series(decoded, revive(column.dtype, container), container, column, n)
+        series = _widen(series, decoded) if column.kind.has_levels else series
+        new = make_series(decoded, native_dtype(series), container, column, n)
+        return series.zip_with(nw.new_series("kept", ~hidden, nw.Boolean, backend=container), new)
+
+    def build(self, values: NDArray[np.float64]) -> Any:
+        """New rows from ``values`` of shape (n, D): a table of the training container and dtypes.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> TableEncoder.fit(pd.DataFrame({"n": [1, 3]})).build(np.zeros((2, 1)))["n"].tolist()
+        [2, 2]
+        """
+        n, backend = len(values), "pandas" if self.schema.container == "numpy" else self.schema.container
+        native = {}
+        for column, cells in zip(self.schema.columns, values.T, strict=True):
+            decoded = CODECS[column.kind].decode(cells, column) if column.can_decode else None
+            native[column.name] = make_series(decoded, revive(column.dtype, backend), backend, column, n).to_native()
+        if backend == "pyarrow":
+            return import_module("pyarrow").table(native)
+        frame = import_module(backend).DataFrame(native)
+        return frame.to_numpy() if self.schema.container == "numpy" else frame
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain Python values, ready for `json.dumps`."""
+        return {"schema": self.schema.to_json(), "missing_values": self.missing_values}
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> "TableEncoder":
+        """The inverse of `to_json`."""
+        return cls(Schema.from_json(state["schema"]), state["missing_values"])
+
+    def _align(self, frame: nw.DataFrame, container: str) -> list[nw.Series]:
+        """The columns of X in the order of the schema: by name between frames, by position where one is an array."""
+        names, known = list(frame.columns), list(self.schema.names)
+        if "numpy" in (container, self.schema.container):
+            if len(names) != len(known):
+                raise ValueError(f"X has {len(names)} features, but it is expecting {len(known)} features as input.")
+            known = names
+        missing, extra = [n for n in known if n not in set(names)], [n for n in names if n not in set(known)]
+        if missing or extra:
+            raise ValueError(f"The columns of X are not those seen in fit.\nMissing: {missing}\nNot in fit: {extra}")
+        return [frame.get_column(name) for name in known]
+
+
+def _warn_unseen(cells: Cells, unseen: NDArray[np.bool_]) -> None:
+    if unseen.any():
+        some = ", ".join(repr(label(level)) for level in list(dict.fromkeys(cells.data[unseen].tolist()))[:3])
+        what = f"Column {cells.name!r}: {int(unseen.sum())} cell(s) with levels not seen in fit ({some})"
+        warnings.warn(f"{what} are treated as missing.", UserWarning, stacklevel=3)

@@ -1,0 +1,5 @@
+"""The estimators: scikit-learn's contract on top of the core."""
+
+from vaeimpute.estimators._imputer import VAEImputer
+
+__all__ = ["VAEImputer"]

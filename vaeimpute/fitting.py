@@ -1,0 +1,256 @@
+"""From a table to its fitted readings: linear start, both networks, their shares per column, the spread of draws.
+
+Everything that a default depends on is a function of (rows, columns) and stands in this file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaeimpute.inference import Ensemble, draw_per_member, latent_noise
+from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, ColumnLikelihoods, is_discrete
+from vaeimpute.linear import FLOORS, Linear, choose_linear, fit_linear
+from vaeimpute.model import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
+from vaeimpute.training import Clock, Fit, Folds, Plan, fit_model, refit_model
+
+# Kind of a column -> family in the joint and in the conditional reading. A number with few distinct values becomes
+# "levels" in both. (Kinds are strings: the model knows no tables.)
+FAMILIES = {
+    "numeric": ("gaussian", "histogram"),
+    "positive": ("gaussian", "histogram"),
+    "count": ("gaussian", "histogram"),
+    "datetime": ("gaussian", "histogram"),
+    "ordinal": ("ordinal", "ordinal"),
+    "categorical": ("categorical", "categorical"),
+    "boolean": ("categorical", "categorical"),
+}
+HELD_OUT = 0.1  # share of the observed cells that each member is asked for
+N_FOLDS = 4
+MIN_ROWS = 20  # below, the linear model alone answers
+_EM_ROWS = 20_000  # a linear model does not improve with more
+_COST = 7e12  # floating-point operations that training may take: about half a minute on two cores
+
+
+class Table(NamedTuple):
+    """A table as tensors: values and observed (n, D), kind and number of levels per column."""
+
+    values: Tensor
+    observed: Tensor
+    kinds: Sequence[str]
+    n_levels: Sequence[int]
+
+
+def cell_specs(table: Table) -> tuple[list[CellSpec], list[CellSpec]]:
+    """The likelihood of each column in the joint and in the conditional reading."""
+    specs: tuple[list[CellSpec], list[CellSpec]] = ([], [])
+    for column, (kind, n_levels) in enumerate(zip(table.kinds, table.n_levels, strict=True)):
+        cells = table.values[table.observed[:, column], column].double().cpu()
+        for reading, family in zip(specs, FAMILIES[kind], strict=True):
+            if n_levels == 0 and is_discrete(cells):
+                family = "levels"
+            reading.append(LIKELIHOODS[family].fit(cells, n_levels))
+    return specs
+
+
+def fit_table(
+    table: Table,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    time_budget: float | None = None,
+    on_check: Callable[[str, dict, Plan], None] = lambda reading, record, plan: None,
+) -> tuple[Ensemble, list[dict], bool]:
+    """Fit both readings to a table.
+
+    Parameters
+    ----------
+    table : Table
+        On the device that shall do the work.
+    seed : int
+        Seeds PyTorch's generators for the time of the call; afterwards they are as before.
+    dtype : torch.dtype
+        Precision of the networks; the linear model is always fitted in float64.
+    time_budget : float, optional
+        Seconds after which the best so far is returned.
+    on_check : callable
+        Receives the reading's name, the newest record of its history and its plan.
+
+    Returns
+    -------
+    ensemble : Ensemble
+    history : list of dict
+        Records of all checks, each with the name of its reading.
+    interrupted : bool
+        Whether Ctrl-C ended the training early.
+    """
+    device = table.values.device
+    clock = Clock(time_budget or math.inf)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        return _fit(table, dtype, clock, on_check)
+
+
+def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> tuple[Ensemble, list[dict], bool]:
+    values, observed = table.values.to(dtype), table.observed
+    n, device = len(values), values.device
+    n_members = _n_members(n)
+    held_out = observed & (torch.rand(n_members, *observed.shape, device=device) < HELD_OUT)
+    joint_specs, conditional_specs = cell_specs(table)
+    start = _LinearStart(table, joint_specs, held_out)
+    log_scale_floor = 0.5 * math.log(start.level) - 1.2
+
+    models: list[MaskedVAE] = []
+    fits: list[Fit] = []
+    plans, foldses = [], []
+    history: list[dict] = []
+    for kind, specs, share in ((JointVAE, joint_specs, 0.45), (ConditionalVAE, conditional_specs, 0.85)):
+        name = "joint" if kind is JointVAE else "conditional"
+        features = ColumnLikelihoods(specs).to(device, torch.float64)
+        linear, folds = start.fit(features, dtype, with_folds=kind is ConditionalVAE)
+        model = kind(_config(kind, n, start.rank, n_members, log_scale_floor, table), specs).to(device, dtype)
+        model.start(linear, values, observed)
+        plan = _plan(model, n, table)
+        noise = latent_noise(model, 32 if kind is JointVAE else 8)
+        fit = fit_model(
+            model,
+            values,
+            observed,
+            held_out,
+            noise,
+            plan,
+            folds=folds,
+            clock=clock,
+            share=share,
+            on_check=lambda record, name=name, plan=plan: on_check(name, record, plan),
+        )
+        history += [{"reading": name, **record} for record in fit.history]
+        models.append(model)
+        fits.append(fit)
+        plans.append(plan)
+        foldses.append(folds)
+
+    share_of_joint = _shares(fits[0].errors.sum(0), fits[1].errors.sum(0))
+    joint, conditional = models
+    spread = _spread(joint, conditional, share_of_joint, values, observed, held_out, table.n_levels)
+    for model, fit, plan, folds in zip(models, fits, plans, foldses, strict=True):
+        if fit.best_step:
+            steps = int(plan.refit * fit.best_step)
+            refit_model(model, values, observed, plan, steps, folds=folds, clock=clock)
+    return Ensemble(joint, conditional, share_of_joint, spread), history, clock.interrupted
+
+
+class _LinearStart:
+    """Linear backbones of one table: rank and noise floor chosen once, then fitted per reading, member and fold."""
+
+    def __init__(self, table: Table, specs: list[CellSpec], held_out: Tensor) -> None:
+        n = len(table.values)
+        rows = torch.randperm(n, device=table.values.device)[:_EM_ROWS]
+        self.values, self.observed, self.held_out = table.values[rows].double(), table.observed[rows], held_out[:, rows]
+        self.row_numbers, self.n = rows, n
+        likelihoods = ColumnLikelihoods(specs).to(rows.device, torch.float64)
+        columns = likelihoods.feature_columns
+        features, observed, floor = self._features(likelihoods, FLOORS[0])
+        weight = 1 / torch.bincount(columns)[columns].double()
+        self.rank, chosen = choose_linear(features, observed, self.held_out[0][:, columns], floor, weight=weight)
+        self.level = min(chosen.min().item(), FLOORS[0])
+
+    def fit(
+        self, likelihoods: ColumnLikelihoods, dtype: torch.dtype, with_folds: bool
+    ) -> tuple[Linear, Folds | None]:
+        """One backbone per member, blind to its held-out cells; per fold one for the rows of that fold."""
+        features, observed, floor = self._features(likelihoods, self.level)
+        hidden = self.held_out[..., likelihoods.feature_columns]
+        fits = [fit_linear(features, observed & ~h, self.rank, floor) for h in hidden]
+        linear = Linear(*(torch.stack(p) for p in zip(*fits, strict=True))).to(dtype)
+        if not with_folds or self.n > _EM_ROWS or self.n < MIN_ROWS:
+            return linear, None
+        fold = torch.arange(self.n, device=features.device) % N_FOLDS
+        linears = [fit_linear(features[fold != f], observed[fold != f], self.rank, floor, 20) for f in range(N_FOLDS)]
+        return linear, Folds([self.row_numbers[fold == f] for f in range(N_FOLDS)], [fit.to(dtype) for fit in linears])
+
+    def _features(self, likelihoods: ColumnLikelihoods, level: float) -> tuple[Tensor, Tensor, Tensor]:
+        floor = likelihoods.noise_floor().to(self.values).clamp(min=level)
+        return likelihoods.features(self.values), self.observed[:, likelihoods.feature_columns], floor
+
+
+def _shares(joint: Tensor, conditional: Tensor) -> Tensor:
+    """Share of the joint reading per column: inverse squared held-out error (D,), or one half where nothing was asked."""
+    a, b = conditional.square(), joint.square()
+    return torch.where(a + b > 0, a / (a + b).clamp(min=1e-30), 0.5)
+
+
+def _spread(
+    joint: MaskedVAE,
+    conditional: MaskedVAE,
+    share: Tensor,
+    values: Tensor,
+    observed: Tensor,
+    held_out: Tensor,
+    n_levels: Sequence[int],
+    n_draws: int = 100,
+    level: float = 0.9,
+) -> Tensor:
+    """Factor per column by which the draws must spread so that their 90% intervals hold 90% of the held-out cells."""
+    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)[:500]
+    spread = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
+    if len(rows) == 0:
+        return spread
+    M = len(held_out)
+    x, asked = values[rows].expand(M, -1, -1), held_out[:, rows]
+    seen = observed[rows] & ~asked
+    a, b = (draw_per_member(model, x, seen, n_draws) for model in (joint, conditional))
+    pick = torch.rand(n_draws, 1, len(rows), 1, device=values.device) < share
+    drawn = torch.where(pick, a, b)
+    center = drawn.mean(0)
+    half_width = (drawn - center).abs().quantile(level, 0).clamp(min=1e-6)
+    ratio = (x - center).abs() / half_width
+    numbers = torch.tensor([levels == 0 for levels in n_levels], device=values.device)
+    asked = asked & numbers
+    if not asked.any():
+        return spread
+    pooled = ratio[asked].quantile(level)
+    for column in numbers.nonzero().squeeze(-1).tolist():
+        own = ratio[..., column][asked[..., column]]
+        if len(own):  # as many pseudo-cells at the pooled factor as it takes to trust a quantile
+            weight = len(own) / (len(own) + 50)
+            spread[column] = (weight * own.quantile(level).log() + (1 - weight) * pooled.log()).exp()
+        else:
+            spread[column] = pooled
+    return spread.clamp(0.5, 3.0)
+
+
+def _n_members(n: int) -> int:
+    return 4 if n < 500 else 2
+
+
+def _config(
+    kind: type[MaskedVAE], n: int, rank: int, n_members: int, log_scale_floor: float, table: Table
+) -> ModelConfig:
+    if kind is JointVAE:
+        dropout = 0.3 if any(table.n_levels) else 0.1 if n < 2000 else 0.0
+        return ModelConfig(n_members, rank, 96, 2, dropout, log_scale_floor)
+    return ModelConfig(n_members, rank, 128, 2, 0.3 if n < 500 else 0.1, log_scale_floor, 10 if n < 500 else 16)
+
+
+def _plan(model: MaskedVAE, n: int, table: Table) -> Plan:
+    if isinstance(model, JointVAE):
+        if n < 2000:
+            plan = Plan(1200, 64, 3e-3, (8, 16), 10, 0.3)
+        else:
+            plan = Plan(1200, 256, 4e-3, (4, 8), 10, 0.3)
+        if any(table.n_levels):
+            plan = Plan(800, 256 if n >= 500 else 64, 2e-3 if n >= 1500 else 1e-3, (5, 5), 8, 0.3)
+    else:
+        plan = Plan(600 if n < 500 else 1000, 256, 3e-3, (1, 1), 10, 0.3)
+    if n < MIN_ROWS:
+        return Plan(0, 1, 0.0)
+    # Wide tables get fewer steps: a step costs six operations per weight, row and draw.
+    weights = sum(p.numel() for p in model.parameters())
+    cost = 6 * weights * plan.batch_size * plan.n_draws[1]
+    steps = min(plan.steps, max(100, int(0.5 * _COST / cost)))
+    return Plan(steps, plan.batch_size, plan.learning_rate, plan.n_draws, plan.patience, plan.refit)

@@ -1,0 +1,231 @@
+"""Inference in bounded memory: imputations, draws, evidence and samples from the fitted readings of a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+
+from vaeimpute import objective
+from vaeimpute.likelihoods import CellSpec
+from vaeimpute.model import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
+
+_CELLS = 2**23  # parameters held at once
+N_DRAWS = {JointVAE: 100, ConditionalVAE: 16}
+
+
+class Ensemble(NamedTuple):
+    """The fitted readings of one table.
+
+    Attributes
+    ----------
+    joint : JointVAE
+    conditional : ConditionalVAE
+    share : Tensor of shape (D,)
+        Share of the joint reading in each column's answer; the conditional one has the rest.
+    spread : Tensor of shape (D,)
+        Factor that brings the spread of drawn numbers to what held-out cells showed.
+    """
+
+    joint: JointVAE
+    conditional: ConditionalVAE
+    share: Tensor
+    spread: Tensor
+
+    @property
+    def readings(self) -> tuple[MaskedVAE, MaskedVAE]:
+        """Both readings, the joint one first."""
+        return self.joint, self.conditional
+
+
+def latent_noise(model: MaskedVAE, n_draws: int | None = None) -> Tensor:
+    """Quasi-random standard normal noise (K, L), the same for every row and every call.
+
+    So a row's answer does not depend on its batch, and the same table always gets the same answer.
+    """
+    n_draws = n_draws or N_DRAWS[type(model)]
+    uniform = SobolEngine(model.n_latent, scramble=True, seed=0).draw(n_draws, dtype=torch.float64)
+    noise = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
+    return noise.to(model.W)
+
+
+@torch.no_grad()
+def answers(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
+    """Expected numbers and class probabilities of every cell, averaged over draws, members and readings.
+
+    Parameters
+    ----------
+    values, observed : Tensor of shape (n, D)
+
+    Returns
+    -------
+    Tensor of shape (n, A)
+    """
+    columns = ensemble.joint.likelihoods.answer_columns
+    share = ensemble.share[columns]
+    total = values.new_zeros(len(values), len(columns))
+    for model, weight in zip(ensemble.readings, (share, 1 - share), strict=True):
+        noise = latent_noise(model)
+        for rows in _chunks(model, len(values), len(noise)):
+            x, o = _for_members(model, values[rows], observed[rows])
+            total[rows] += weight * model.answers(x, o, noise).mean(0)
+    return total
+
+
+def impute(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
+    """Cells (n, D): observed ones as they are, hidden ones at their mean (numbers) or mode (classes)."""
+    points = ensemble.joint.likelihoods.points(answers(ensemble, values, observed))
+    return torch.where(observed, values, points)
+
+
+@torch.no_grad()
+def draw(ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
+    """Proper draws of the hidden cells, (n_draws, n, D), from PyTorch's global generator.
+
+    Each draw of a row picks a member and one of its latents by importance weight, then samples the likelihood; the
+    reading is picked per column, with one uniform number per row, so that cells of one reading stay coherent.
+    Numbers are spread around their mean by the ensemble's calibrated factor.
+    """
+    drawn = []
+    for model in ensemble.readings:
+        parts = [
+            _draw_chunk(model, *_for_members(model, values[rows], observed[rows]), n_draws)
+            for rows in _chunks(model, len(values), max(len(latent_noise(model)), n_draws))
+        ]
+        samples = torch.cat(parts, 2)  # (n_draws, M, n, D)
+        member = torch.randint(samples.shape[1], (n_draws, 1, samples.shape[2], 1), device=values.device)
+        drawn.append(samples.take_along_dim(member, 1).squeeze(1))
+    pick = torch.rand(n_draws, len(values), 1, device=values.device) < ensemble.share
+    cells = torch.where(pick, drawn[0], drawn[1])
+    points = ensemble.joint.likelihoods.points(answers(ensemble, values, observed))
+    # Classes have a spread of one, and so stay what was drawn.
+    spread = torch.where(ensemble.spread == 1, cells, points + ensemble.spread * (cells - points))
+    return torch.where(observed, values, spread)
+
+
+def draw_per_member(model: MaskedVAE, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
+    """Draws of every cell by every member from what it is given, (M, n, D) to (n_draws, M, n, D)."""
+    with torch.no_grad():
+        chunks = _chunks(model, values.shape[1], max(len(latent_noise(model)), n_draws))
+        return torch.cat([_draw_chunk(model, values[:, rows], observed[:, rows], n_draws) for rows in chunks], 2)
+
+
+def _draw_chunk(model: MaskedVAE, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
+    params, log_w = model.draws(values, observed, latent_noise(model))
+    weights = torch.softmax(log_w, 1).transpose(1, 2).flatten(0, 1)  # (M * B, K)
+    index = torch.multinomial(weights, n_draws, replacement=True).unflatten(0, values.shape[:2])  # (M, B, S)
+    index = index.permute(0, 2, 1).unsqueeze(-1)
+    return model.likelihoods.sample(params.take_along_dim(index, 1)).transpose(0, 1)
+
+
+@torch.no_grad()
+def log_evidence(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
+    """Importance-weighted log-likelihood of the observed cells of each row under the joint reading, (n,), in nats.
+
+    The members are a mixture: their bounds are averaged as densities.
+    """
+    model = ensemble.joint
+    noise = latent_noise(model)
+    parts = []
+    for rows in _chunks(model, len(values), len(noise)):
+        _, log_w = model.draws(*_for_members(model, values[rows], observed[rows]), noise)
+        parts.append(torch.logsumexp(objective.iwae(log_w), 0) - math.log(len(log_w)))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def cell_log_density(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
+    """``log p(x_j | the other observed cells)``, (n, D), of the joint reading; zero where the cell is not observed.
+
+    Each cell is hidden in turn and the row encoded again: a pass that saw the cell would excuse it.
+    """
+    out = torch.zeros_like(values)
+    model = ensemble.joint
+    noise = latent_noise(model)
+    for column in range(values.shape[1]):
+        rest = observed.clone()
+        rest[:, column] = False
+        for rows in _chunks(model, len(values), len(noise)):
+            x, o = _for_members(model, values[rows], rest[rows])
+            params, log_w = model.draws(x, o, noise)
+            log_px = model.likelihoods.log_prob(params, x.unsqueeze(1))[..., column]  # (M, K, B)
+            log_p = torch.logsumexp(log_w.log_softmax(1) + log_px, 1)
+            out[rows, column] = torch.logsumexp(log_p, 0) - math.log(len(log_p))
+    return torch.where(observed, out, 0)
+
+
+@torch.no_grad()
+def encode(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
+    """Latent means of the first member of the joint reading, (n, L)."""
+    model = ensemble.joint
+    parts = []
+    for rows in _chunks(model, len(values), 1):
+        parts.append(model.encode(*_for_members(model, values[rows], observed[rows]))[0])
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def decode(ensemble: Ensemble, z: Tensor) -> Tensor:
+    """Expected cells (n, D) given latents (n, L) of the first member of the joint reading."""
+    model = ensemble.joint
+    likelihoods = model.likelihoods
+    params = model.decode(z.expand(model.config.n_members, 1, -1, -1))[0, 0]
+    return likelihoods.points(likelihoods.answers(params))
+
+
+@torch.no_grad()
+def sample(ensemble: Ensemble, n_samples: int) -> Tensor:
+    """Rows (n_samples, D) from the prior of the joint reading, from PyTorch's global generator."""
+    model = ensemble.joint
+    M = model.config.n_members
+    parts = []
+    for rows in _chunks(model, n_samples, 1):
+        size = len(range(*rows.indices(n_samples)))
+        z = torch.randn(M, 1, size, model.n_latent).to(model.W)
+        cells = model.likelihoods.sample(model.decode(z)).squeeze(1)  # (M, B, D)
+        member = torch.randint(M, (1, size, 1), device=cells.device)
+        parts.append(cells.take_along_dim(member, 0).squeeze(0))
+    return torch.cat(parts)
+
+
+def _for_members(model: MaskedVAE, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """The same rows for all members."""
+    M = model.config.n_members
+    return values.expand(M, -1, -1), observed.expand(M, -1, -1)
+
+
+def _chunks(model: MaskedVAE, n_rows: int, n_draws: int) -> Iterator[slice]:
+    """Slices of the rows, so that no more than `_CELLS` parameters are held at once."""
+    size = max(1, _CELLS // (model.config.n_members * n_draws * model.likelihoods.n_params))
+    return (slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size))
+
+
+def to_state(ensemble: Ensemble) -> tuple[dict[str, np.ndarray], dict]:
+    """Everything that makes up an ensemble, as arrays and as plain numbers (JSON)."""
+    tensors = {"share": ensemble.share, "spread": ensemble.spread}
+    header = {}
+    for name, model in zip(("joint", "conditional"), ensemble.readings, strict=True):
+        tensors |= {f"{name}.{key}": value for key, value in model.state_dict().items()}
+        header[name] = {"config": asdict(model.config), "specs": [asdict(spec) for spec in model.likelihoods.specs]}
+    return {key: value.detach().cpu().numpy() for key, value in tensors.items()}, header
+
+
+def from_state(tensors: Mapping[str, np.ndarray], header: Mapping, device: torch.device) -> Ensemble:
+    """The inverse of `to_state`, on any device."""
+    arrays = {key: torch.tensor(value, device=device) for key, value in tensors.items()}
+    models = []
+    for name, kind in (("joint", JointVAE), ("conditional", ConditionalVAE)):
+        specs = [
+            CellSpec(spec["family"], tuple(spec["points"]), tuple(spec["edges"])) for spec in header[name]["specs"]
+        ]
+        model = kind(ModelConfig(**header[name]["config"]), specs).to(device, arrays["share"].dtype)
+        state = {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
+        model.load_state_dict(state)
+        models.append(model.eval())
+    return Ensemble(models[0], models[1], arrays["share"], arrays["spread"])

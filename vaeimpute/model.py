@@ -1,0 +1,267 @@
+"""The masked VAE in its two readings: the only join of linear backbone, networks and likelihoods.
+
+Both readings start as the exact linear VAE and hold networks that learn what is not linear (last layers are zero at
+the start). Both answer with the same two tensors, parameters of every cell under K draws and a log-weight per draw.
+
+Shape letters: M members, K draws, B rows, D columns, F features, L latent, P parameters.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vaeimpute import objective
+from vaeimpute.likelihoods import CellSpec, ColumnLikelihoods
+from vaeimpute.linear import Linear, conditional, posterior
+from vaeimpute.networks import ResidualMLP, StackedLinear
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a model, in plain numbers (JSON in and out)."""
+
+    n_members: int
+    rank: int
+    width: int
+    depth: int
+    dropout: float
+    log_scale_floor: float
+    n_bins: int = 16
+
+
+class MaskedVAE(nn.Module, ABC):
+    """A stack of M masked VAEs over the columns of one table.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    specs : sequence of CellSpec
+        The likelihood of each column.
+    """
+
+    def __init__(self, config: ModelConfig, specs: Sequence[CellSpec]) -> None:
+        super().__init__()
+        self.config = config
+        self.likelihoods = ColumnLikelihoods(specs, config.log_scale_floor)
+        M, F = config.n_members, self.likelihoods.n_features
+        self.register_buffer("W", torch.zeros(M, F, config.rank))
+        self.register_buffer("b", torch.zeros(M, F))
+        self.register_buffer("psi", torch.ones(M, F))
+
+    @property
+    @abstractmethod
+    def n_latent(self) -> int:
+        """Number of latent dimensions L."""
+
+    @property
+    def linear(self) -> Linear:
+        """The frozen linear backbone of all members."""
+        return Linear(self.W, self.b, self.psi)
+
+    @abstractmethod
+    def start(self, linear: Linear, values: Tensor, observed: Tensor) -> None:
+        """Take over the linear backbone (M, ...) and what else is read off the training table."""
+
+    @abstractmethod
+    def loss(self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None) -> Tensor:
+        """Negative bound of each row, (M, B, D) to (M, B), with freshly hidden cells.
+
+        `linear` replaces the backbone for this batch (a fit that has not seen its rows).
+        """
+
+    @abstractmethod
+    def draws(self, values: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Parameters (M, K, B, P) of every cell and log-weights (M, K, B) under the latent noise (K, L)."""
+
+    def answers(self, values: Tensor, observed: Tensor, noise: Tensor) -> Tensor:
+        """Importance-weighted expected numbers and class probabilities of every cell, (M, B, A)."""
+        params, log_w = self.draws(values, observed, noise)
+        w = torch.softmax(log_w, 1).unsqueeze(-1)
+        return (w * self.likelihoods.answers(params)).sum(1)
+
+    def _inputs(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and which of them are observed, (M, B, F)."""
+        return self.likelihoods.features(values), observed.index_select(-1, self.likelihoods.feature_columns)
+
+
+class _Proposal(NamedTuple):
+    """``q(z | x_O)``: the exact linear posterior ``N(m, (L L')^-1)``, shifted and scaled in its whitened space."""
+
+    m: Tensor  # (M, 1, B, L)
+    chol: Tensor  # (M, B, L, L)
+    inverse: Tensor  # of chol
+    shift: Tensor  # (M, 1, B, L)
+    log_scale: Tensor  # (M, 1, B, L)
+
+    def latent(self, noise: Tensor) -> Tensor:
+        """``z = m + L'^-1 u`` with ``u = exp(s) noise + shift``, (M, K, B, L)."""
+        u = torch.exp(self.log_scale) * noise + self.shift
+        return self.m + (u.transpose(1, 2) @ self.inverse).transpose(1, 2)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """``log q(z)``, (M, K, B), with the network's part detached (what objective.iwae_loss asks for)."""
+        u = ((z - self.m).transpose(1, 2) @ self.chol).transpose(1, 2)
+        log_det = self.chol.diagonal(dim1=-2, dim2=-1).log().sum(-1).unsqueeze(1)
+        return objective.log_normal(u, self.shift.detach(), self.log_scale.detach()) + log_det
+
+
+class JointVAE(MaskedVAE):
+    """The VAE proper: every cell depends on the row's latent alone.
+
+    Posterior ``z = m + L'^-1 u``, ``u = exp(s) eps + delta`` around the exact linear posterior ``N(m, (L L')^-1)``;
+    decoder ``W z + b`` plus a residual network. It gives likelihoods, scores and samples.
+    """
+
+    def __init__(self, config: ModelConfig, specs: Sequence[CellSpec]) -> None:
+        super().__init__(config, specs)
+        M, F, rank = config.n_members, self.likelihoods.n_features, config.rank
+        sizes = (M, config.width)
+        self.encoder = ResidualMLP(M, 3 * F + rank, config.width, config.depth, config.dropout, norm=True)
+        self.encoder_head = StackedLinear(*sizes, 2 * rank, zero=True)
+        self.decoder = ResidualMLP(M, rank, config.width, config.depth, config.dropout, norm=False)
+        self.decoder_head = StackedLinear(*sizes, self.likelihoods.n_params, zero=True)
+        self.decoder_W = nn.Parameter(torch.zeros(M, F, rank))
+        self.decoder_b = nn.Parameter(torch.zeros(M, F))
+        self.log_scale = nn.Parameter(torch.zeros(M, F))
+
+    @property
+    def n_latent(self) -> int:
+        return self.config.rank
+
+    @torch.no_grad()
+    def start(self, linear: Linear, values: Tensor, observed: Tensor) -> None:
+        for name, value in zip(("W", "b", "psi"), linear, strict=True):
+            getattr(self, name).copy_(value)
+        self.decoder_W.copy_(linear.W)
+        self.decoder_b.copy_(linear.b)
+        self.log_scale.copy_(0.5 * linear.psi.log())
+
+    def loss(self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None) -> Tensor:
+        kept = _remask_half(observed)
+        M, B, _ = values.shape
+        noise = torch.randn(M, n_draws, B, self.config.rank, dtype=values.dtype, device=values.device)
+        proposal = self._propose(values, kept)
+        z = proposal.latent(noise)
+        log_px = self.likelihoods.log_prob(self.decode(z), values.unsqueeze(1))
+        log_w = objective.log_weights(log_px, kept, objective.log_normal(z), proposal.log_density(z))
+        return objective.iwae_loss(log_w, z)
+
+    def draws(self, values: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        proposal = self._propose(values, observed)
+        z = proposal.latent(noise.unsqueeze(1))
+        params = self.decode(z)
+        log_px = self.likelihoods.log_prob(params, values.unsqueeze(1))
+        log_w = objective.log_weights(log_px, observed, objective.log_normal(z), proposal.log_density(z))
+        return params, log_w
+
+    def encode(self, values: Tensor, observed: Tensor) -> Tensor:
+        """Mean of the proposal ``q(z | x_O)``, (M, B, L)."""
+        noise = torch.zeros(1, 1, self.config.rank, dtype=values.dtype, device=values.device)
+        return self._propose(values, observed).latent(noise).squeeze(1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Parameters (M, K, B, P) of every cell given latents (M, K, B, L)."""
+        flat = z.flatten(1, 2)
+        y = torch.baddbmm(self.decoder_b.unsqueeze(1), flat, self.decoder_W.transpose(-1, -2))
+        params = self.likelihoods.base(y, self.log_scale.unsqueeze(1)) + self.decoder_head(self.decoder(flat))
+        return params.unflatten(1, z.shape[1:3])
+
+    def _propose(self, values: Tensor, observed: Tensor) -> _Proposal:
+        x, o = self._inputs(values, observed)
+        with torch.no_grad():
+            m, chol = posterior(x, o, self.linear)
+            filled = torch.where(o, x, m @ self.W.transpose(-1, -2) + self.b.unsqueeze(-2))
+            eye = torch.eye(self.config.rank, dtype=x.dtype, device=x.device).expand_as(chol)
+            inverse = torch.linalg.solve_triangular(chol, eye, upper=False)
+            inputs = torch.cat([torch.where(o, x, 0), filled, o.to(x.dtype), m], -1)
+        shift, log_scale = self.encoder_head(self.encoder(inputs)).unsqueeze(1).chunk(2, -1)
+        return _Proposal(m.unsqueeze(1), chol, inverse, shift, log_scale)
+
+
+class ConditionalVAE(MaskedVAE):
+    """The masked ELBO split at a random set of kept cells: the decoder also sees the features of what is kept.
+
+    Steps and thresholds need not pass through the latent, which carries only what the hidden cells share. The base of
+    every cell is the linear VAE's conditional mean and scale given what is kept.
+    """
+
+    n_latent = 8  # what hidden cells share beyond the kept ones
+    hide_all = 0.1  # share of rows that keep nothing: on these the bound is the masked ELBO
+    max_hidden = 0.7
+
+    def __init__(self, config: ModelConfig, specs: Sequence[CellSpec]) -> None:
+        super().__init__(config, specs)
+        M, F, width = config.n_members, self.likelihoods.n_features, config.width
+        numeric = self.likelihoods.numeric_features
+        self.register_buffer("edges", torch.zeros(len(numeric), config.n_bins + 1))
+        n_in = 3 * F + len(numeric) * config.n_bins
+        self.trunk = ResidualMLP(M, n_in, width, config.depth, config.dropout, norm=True)
+        self.trunk_head = StackedLinear(M, width, 2 * self.n_latent, zero=True)
+        self.decoder = ResidualMLP(M, self.n_latent + width, width, config.depth, config.dropout, norm=True)
+        self.decoder_head = StackedLinear(M, width, self.likelihoods.n_params, zero=True)
+
+    @torch.no_grad()
+    def start(self, linear: Linear, values: Tensor, observed: Tensor) -> None:
+        for name, value in zip(("W", "b", "psi"), linear, strict=True):
+            getattr(self, name).copy_(value)
+        x, o = self._inputs(values, observed)
+        grid = torch.linspace(0, 1, self.config.n_bins + 1, dtype=x.dtype, device=x.device)
+        for row, feature in enumerate(self.likelihoods.numeric_features.tolist()):
+            cells = x[o[:, feature], feature]
+            step = max(1, len(cells) // 100_000)
+            if len(cells):
+                self.edges[row] = torch.quantile(cells[::step], grid)
+
+    def loss(self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None) -> Tensor:
+        kept = _remask(observed, self.max_hidden, self.hide_all)
+        base, h, mean_p, log_scale_p = self._read(values, kept, linear)
+        _, _, mean_q, log_scale_q = self._read(values, observed, linear, with_base=False)
+        z = mean_q + torch.exp(log_scale_q) * torch.randn_like(mean_q)
+        params = base + self.decoder_head(self.decoder(torch.cat([z, h], -1)))
+        log_px = self.likelihoods.log_prob(params, values)
+        kl = objective.kl_normal(mean_q, log_scale_q, mean_p, log_scale_p)
+        return -objective.conditional_bound(log_px, observed & ~kept, kl)
+
+    def draws(self, values: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        base, h, mean, log_scale = self._read(values, observed, None)
+        noise = noise[:, : self.n_latent].unsqueeze(1)  # (K, 1, L)
+        z = mean.unsqueeze(1) + torch.exp(log_scale).unsqueeze(1) * noise  # (M, K, B, L)
+        inputs = torch.cat([z, h.unsqueeze(1).expand(-1, z.shape[1], -1, -1)], -1)
+        correction = self.decoder_head(self.decoder(inputs.flatten(1, 2))).unflatten(1, z.shape[1:3])
+        params = base.unsqueeze(1) + correction
+        return params, torch.zeros_like(params[..., 0])
+
+    def _read(self, values: Tensor, kept: Tensor, linear: Linear | None, with_base: bool = True) -> tuple:
+        """Base parameters, trunk features, mean and log scale of the latent, given the kept cells."""
+        x, o = self._inputs(values, kept)
+        with torch.no_grad():
+            mean, variance = conditional(x, o, linear or self.linear)
+            filled = torch.where(o, x, mean)
+            base = self.likelihoods.base(mean, 0.5 * variance.log()) if with_base else None
+            numbers = filled.index_select(-1, self.likelihoods.numeric_features).unsqueeze(-1)
+            low, high = self.edges[:, :-1], self.edges[:, 1:]
+            bins = ((numbers - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).flatten(-2)
+            inputs = torch.cat([torch.where(o, x, 0), filled, o.to(x.dtype), bins], -1)
+        h = self.trunk(inputs)
+        latent_mean, log_scale = self.trunk_head(h).chunk(2, -1)
+        return base, h, latent_mean, log_scale
+
+
+def _remask_half(observed: Tensor) -> Tensor:
+    """Hide observed cells at a rate ``U(0, 0.6)`` in every second row of the batch."""
+    rate = 0.6 * torch.rand(*observed.shape[:-1], 1, device=observed.device)
+    rate[..., ::2, :] = 0
+    return observed & (torch.rand(observed.shape, device=observed.device) >= rate)
+
+
+def _remask(observed: Tensor, max_hidden: float, hide_all: float) -> Tensor:
+    """Hide each observed cell at the row's own rate ``U(0, max_hidden)``, and all of them in some rows."""
+    rate = max_hidden * torch.rand(*observed.shape[:-1], 1, device=observed.device)
+    rate = torch.where(torch.rand_like(rate) < hide_all, 1.0, rate)
+    return observed & (torch.rand(observed.shape, device=observed.device) >= rate)

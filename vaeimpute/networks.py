@@ -1,0 +1,79 @@
+"""Networks: tensors in, tensors out; no distributions inside.
+
+Every layer carries a leading member axis M and does all members in one batched product, so that an ensemble costs one
+set of kernel calls and its members share the cores.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class StackedLinear(nn.Module):
+    """M linear layers in one product: ``y[m] = x[m] W[m] + b[m]``.
+
+    Parameters
+    ----------
+    n_members, n_in, n_out : int
+        Members, inputs and outputs.
+    zero : bool
+        Start at zero instead of at PyTorch's own uniform start.
+
+    Shape
+    -----
+    (M, ..., n_in) to (M, ..., n_out)
+    """
+
+    def __init__(self, n_members: int, n_in: int, n_out: int, zero: bool = False) -> None:
+        super().__init__()
+        bound = 0.0 if zero else 1 / math.sqrt(max(n_in, 1))
+        self.weight = nn.Parameter(torch.empty(n_members, n_in, n_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n_members, 1, n_out).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        out = torch.baddbmm(self.bias, x.reshape(shape[0], -1, shape[-1]), self.weight)
+        return out.view(*shape[:-1], out.shape[-1])
+
+
+class ResidualMLP(nn.Module):
+    """M residual networks: Linear, then ``depth`` times ``x + Dropout(Linear(SiLU(LayerNorm x)))``.
+
+    Parameters
+    ----------
+    n_members, n_in, width, depth : int
+        Members, inputs, hidden units, residual blocks.
+    dropout : float
+        Dropout rate inside each block.
+    norm : bool
+        Whether the blocks normalise their input.
+
+    Shape
+    -----
+    (M, ..., n_in) to (M, ..., width)
+    """
+
+    def __init__(self, n_members: int, n_in: int, width: int, depth: int, dropout: float, norm: bool) -> None:
+        super().__init__()
+        self.width, self.dropout, self.norm = width, dropout, norm
+        self.first = StackedLinear(n_members, n_in, width)
+        self.blocks = nn.ModuleList(StackedLinear(n_members, width, width) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            update = block(F.silu(F.layer_norm(x, (self.width,)) if self.norm else x))
+            x = x + (_dropout(update, self.dropout) if self.training and self.dropout else update)
+        return F.silu(x)
+
+
+def _dropout(x: Tensor, rate: float, period: int = 64) -> Tensor:
+    """Dropout whose mask repeats every `period` rows: drawing one per row costs more than the layer itself."""
+    rows = x.shape[1]
+    period = period if rows % period == 0 else rows
+    mask = torch.empty(x.shape[0], 1, period, x.shape[2], dtype=x.dtype, device=x.device).bernoulli_(1 - rate)
+    return (x.view(x.shape[0], -1, period, x.shape[2]) * (mask / (1 - rate))).view_as(x)

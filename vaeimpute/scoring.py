@@ -1,0 +1,62 @@
+"""Scores that can be compared: row likelihoods between masks, cell likelihoods between columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
+
+
+@dataclass(frozen=True)
+class MaskCalibration:
+    """Location and scale of the negative log-likelihood as functions of which cells are observed.
+
+    A raw likelihood shrinks with every missing cell. Two ridge regressions on the mask's bits, over training rows with
+    further cells hidden, predict the negative log-likelihood and the logarithm of its squared residual; the score is
+    what remains, in standard deviations.
+
+    Attributes
+    ----------
+    location, log_variance : ndarray of shape (D + 1,)
+        Coefficients of the D mask bits and intercept.
+    """
+
+    location: NDArray
+    log_variance: NDArray
+
+    @classmethod
+    def fit(cls, nll: NDArray, observed: NDArray) -> MaskCalibration:
+        """Learn from the negative log-likelihoods (n,) of rows with masks (n, D).
+
+        Examples
+        --------
+        >>> observed = np.array([[True], [False]] * 50)
+        >>> nll = np.where(observed[:, 0], 1.0, 0.0) + np.tile([0.5, 0.0, -0.5, 0.0], 25)
+        >>> MaskCalibration.fit(nll, observed).score(nll, observed)[:2].round(1)
+        array([1., 0.])
+        """
+        bits = observed.astype(float)
+        location = Ridge(1.0).fit(bits, nll)
+        residual = nll - location.predict(bits)
+        floor = 1e-3 * max(float(np.mean(residual**2)), 1e-12)
+        log_variance = Ridge(10.0).fit(bits, np.log(residual**2 + floor))
+        # The mean of a log of squares lies below the log of their mean: bring the average variance back to one.
+        shift = np.log(np.mean(residual**2 / np.exp(log_variance.predict(bits))) + 1e-12)
+        return cls(
+            np.append(location.coef_, location.intercept_),
+            np.append(log_variance.coef_, log_variance.intercept_ + shift),
+        )
+
+    def score(self, nll: NDArray, observed: NDArray) -> NDArray:
+        """Standardised negative log-likelihood (n,); 0 for a row with nothing observed."""
+        bits = np.column_stack([observed, np.ones(len(observed))]).astype(float)
+        z = (nll - bits @ self.location) / np.exp(0.5 * bits @ self.log_variance)
+        return np.where(observed.any(1), z, 0.0)
+
+
+def column_surprise(log_density: NDArray, observed: NDArray) -> NDArray:
+    """Average negative log-density of each column's observed cells (D,): what an ordinary cell scores."""
+    count = observed.sum(0)
+    return -np.where(observed, log_density, 0).sum(0) / np.maximum(count, 1)
