@@ -31,7 +31,7 @@ FAMILIES = {
 }
 HELD_OUT = 0.1  # share of the observed cells that each member is asked for
 N_FOLDS = 4
-MIN_ROWS = 20  # below, the linear model alone answers
+MIN_ROWS = 40  # below, the linear model alone answers
 _EM_ROWS = 20_000  # a linear model does not improve with more
 _COST = 7e12  # floating-point operations that training may take: about half a minute on two cores
 
@@ -240,13 +240,13 @@ def _config(
 def _plan(model: MaskedVAE, n: int, table: Table) -> Plan:
     if isinstance(model, JointVAE):
         if n < 2000:
-            plan = Plan(1200, 64, 3e-3, (8, 16), 10, 0.3)
+            plan = Plan(min(1200, 2 * n + 200), 64, 3e-3, (8, 16), 5 if n < 500 else 10, 0.3)
         else:
             plan = Plan(1200, 256, 4e-3, (4, 8), 10, 0.3)
         if any(table.n_levels):
-            plan = Plan(800, 256 if n >= 500 else 64, 2e-3 if n >= 1500 else 1e-3, (5, 5), 8, 0.3)
+            plan = Plan(min(800, 2 * n + 200), 256 if n >= 500 else 64, 2e-3 if n >= 1500 else 1e-3, (5, 5), 6, 0.3)
     else:
-        plan = Plan(600 if n < 500 else 1000, 256, 3e-3, (1, 1), 10, 0.3)
+        plan = Plan(min(1000, n + 200), 128 if n < 500 else 256, 3e-3, (1, 1), 5 if n < 500 else 10, 0.3)
     if n < MIN_ROWS:
         return Plan(0, 1, 0.0)
     # Wide tables get fewer steps: a step costs six operations per weight, row and draw.

@@ -357,10 +357,9 @@ def _like(X: Any, array: NDArray) -> Any:
     if not is_frame(X):
         return array
     frame = nw.from_native(X, eager_only=True)
-    new = nw.from_dict(
-        dict(zip(frame.columns, array.T, strict=True)), backend=frame.implementation
-    )
-    return nw.maybe_set_index(new, index=X.index).to_native() if frame.implementation.is_pandas() else new.to_native()
+    columns = dict(zip(frame.columns, array.T, strict=True))
+    scores = nw.from_dict(columns, backend=frame.implementation).to_native()
+    return scores.set_axis(X.index, axis=0) if frame.implementation.is_pandas() else scores
 
 
 def _plain_params(estimator: BaseEstimator) -> dict:
