@@ -45,12 +45,12 @@ found = np.nanargmax(cells, axis=1)
 print(f"the planted cell is the strangest of its row in {np.mean(found == planted):.0%} of the rows")
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", width_ratios=[1, 1.4])
-bins = np.linspace(*np.quantile(np.concatenate(list(scores.values())), [0, 0.98]), 40)
+bins = np.linspace(*np.quantile(np.concatenate(list(scores.values())), [0, 0.9]), 40)  # the last bar holds all above
 for name, values in scores.items():
     left.hist(values.clip(max=bins[-1]), bins, alpha=0.6, label=name)
 left.set(xlabel="row score", ylabel="rows", title=f"Fitted to benign rows only: AUROC {auroc:.3f}")
 left.legend()
-image = right.imshow(cells, cmap="viridis", vmax=np.nanquantile(cells, 0.98), aspect="auto")
+image = right.imshow(cells.clip(min=1), cmap="viridis", norm="log", aspect="auto")
 right.set_facecolor("0.85")  # holes
 right.plot(planted, range(len(rows)), "s", markersize=18, markerfacecolor="none", color="tab:red", label="planted")
 right.set_xticks(range(rows.shape[1]), [name.removeprefix("mean ") for name in rows], rotation=45, ha="right")

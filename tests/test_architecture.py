@@ -25,11 +25,14 @@ LEVELS = {
     "inference": 2,
     "scoring": 3,
     "fitting": 3,
-    "estimators._base": 4.0,  # the two estimators share a base and nothing else
-    "estimators._imputer": 4.1,
-    "estimators._detector": 4.1,
-    "estimators": 4.2,
-    "__init__": 4.3,
+    "estimators._containers": 4.0,  # inside the estimators: parts, their base, the two, and the names they go by
+    "estimators._running": 4.0,
+    "estimators._state": 4.0,
+    "estimators._base": 4.1,
+    "estimators._imputer": 4.2,
+    "estimators._detector": 4.2,
+    "estimators": 4.3,
+    "__init__": 4.4,
     "cli": 5,
 }
 WITHOUT_TORCH = {"schema", "amputation", "metrics"}
@@ -132,7 +135,8 @@ def test_optional_packages_are_imported_where_they_are_used(path):
 def test_file_says_what_it_is_and_is_short(path):
     assert path.stem not in {"utils", "util", "helpers", "common", "misc"}
     assert ast.get_docstring(ast.parse(path.read_text())), "the first line says the one concept of the file"
-    assert len(path.read_text().splitlines()) <= MAX_LINES
+    n_lines = len(path.read_text().splitlines())
+    assert n_lines <= MAX_LINES
 
 
 def test_the_checks_see_every_form_of_import(tmp_path, monkeypatch):
@@ -164,6 +168,6 @@ def test_importing_stays_cheap(statement, unwanted):
 
 
 def test_public_names():
-    done = run_python("import vaeimpute\nfrom vaeimpute import VAEImputer\nprint('VAEImputer' in dir(vaeimpute))")
+    done = run_python("import vaeimpute\nprint([name for name in vaeimpute.__all__ if not hasattr(vaeimpute, name)])")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "True"
+    assert done.stdout.strip() == "[]"

@@ -98,6 +98,14 @@ def test_impute_changes_holes_only(folder, fake):
     assert fake.made[0].params == {"time_budget": None, "random_state": 0, "verbose": 0}
 
 
+def test_iso_dates_in_csv_are_dates_and_stay_as_written(folder, fake):
+    text = "day,time,code\n2024-02-29,2024-02-29 12:30:01,2024-02\n,,\n1999-12-31,1999-12-31 00:00:00,x\n"
+    (folder / "dates.csv").write_text(text)
+    succeeds("impute dates.csv -o out.csv")
+    assert [dtype.kind for dtype in fake.made[0].dtypes] == ["M", "M", "O"]
+    assert (folder / "out.csv").read_text() == text.replace("\n,,\n", "\n2024-02-29,2024-02-29 12:30:01,2024-02\n")
+
+
 def test_a_column_with_holes_has_the_dtype_of_one_without(folder, fake):
     succeeds("impute in.csv -o out.csv")
     (folder / "whole.csv").write_text((folder / "out.csv").read_text())
@@ -223,10 +231,10 @@ def test_warnings_are_one_line_without_source(folder, fake, monkeypatch):
 
 def test_true_run(folder):
     """Fit, save, load and score with the estimator itself."""
-    table = load_wine(as_frame=True).frame.iloc[::2, :5].astype({"magnesium": int})
+    table = load_wine(as_frame=True).frame.iloc[::2, :5].astype({"magnesium": int}).reset_index(drop=True)
     observed = ampute(table, rate=0.2, random_state=0)
     table.convert_dtypes().where(observed).to_csv("wine.csv", index=False)
-    assert "Fitted 89 rows x 5 columns" in succeeds("impute wine.csv -o a.csv --save m.safetensors --time-budget 2")
+    assert "Fitting 89 rows x 5 columns" in succeeds("impute wine.csv -o a.csv --save m.safetensors --time-budget 2")
     succeeds("impute wine.csv -o b.csv --model m.safetensors")
     filled = pd.read_csv("a.csv")
     assert filled.equals(pd.read_csv("b.csv"))

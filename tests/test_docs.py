@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from sklearn.datasets import load_wine
 
+from vaeimpute import VAEImputer
 from vaeimpute.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def short_fits(monkeypatch):
+    """What is shown must run; how well it then fits is for other tests."""
+    monkeypatch.setitem(VAEImputer.__init__.__kwdefaults__, "time_budget", 3)
+
+
 def test_readme_python_blocks_run_in_order(folder):
     names = {}
     for line, code in blocks("python"):
@@ -43,6 +50,8 @@ def test_readme_commands_run(folder):
     commands = [line for _, code in blocks("bash") for line in code.splitlines() if line.startswith("vaeimpute ")]
     assert len(commands) >= 3
     for command in commands:
+        if "--time-budget" not in command and "--model" not in command:
+            command += " --time-budget 3"
         result = CliRunner().invoke(main, shlex.split(command)[1:])
         assert result.exit_code == 0, f"{command}: {result.output}{result.exception!r}"
 

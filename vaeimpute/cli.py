@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -264,7 +265,7 @@ def _demo_picture(
     axes = figure.subplots(1, len(guesses), sharex=True, sharey=True)
     for panel, (name, guess) in zip(axes, guesses.items(), strict=True):
         x, y = (((values[:, :-1] - centre) / scale)[judged] for values in (truth, guess))
-        panel.plot([-3, 3], [-3, 3], color="0.6", linewidth=1)
+        panel.axline((0, 0), slope=1, color="0.6", linewidth=1)
         panel.plot(x, y, ".", markersize=3, alpha=0.5, color="tab:blue")
         panel.set(title=f"{name}: error {errors[name][0]:.3f}", xlabel="hidden truth (sd)", xlim=(-3, 4), ylim=(-3, 4))
         panel.set_aspect("equal")
@@ -290,7 +291,7 @@ def _read(path: Path) -> pd.DataFrame:
         if path.suffix.lower() == ".csv":
             # The nullable types keep a column with holes an integer or a boolean one, so that 3 is not written as 3.0,
             # and a saved model meets the same dtypes in the next file, whichever of its columns have holes.
-            frame = pd.read_csv(path, dtype_backend="numpy_nullable")
+            frame = _with_dates(pd.read_csv(path, dtype_backend="numpy_nullable"))
         else:
             frame = _read_parquet(path)
     except ValueError as error:  # what pandas and pyarrow raise for a broken file
@@ -299,6 +300,18 @@ def _read(path: Path) -> pd.DataFrame:
         raise click.ClickException(f"Cannot read '{path}': its rows have more fields than its header has names.")
     if frame.empty:
         raise click.ClickException(f"'{path}' holds no table: {len(frame)} rows, {frame.shape[1]} columns.")
+    return frame
+
+
+def _with_dates(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text columns that hold only ISO dates, or dates with times, as datetimes; they are written the same way."""
+    import pandas as pd
+
+    for name in frame.select_dtypes("string"):
+        for form in ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S"):
+            times = pd.to_datetime(frame[name], format=form, errors="coerce")
+            if times.notna().equals(frame[name].notna()):
+                frame[name] = times
     return frame
 
 
@@ -337,9 +350,13 @@ def _load_or_fit(
 
     if model is not None:
         return VAEImputer.load(model)
+    if verbose:  # without rich, progress is logged
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("vaeimpute").setLevel(logging.INFO)
+    click.echo(f"Fitting {len(frame)} rows x {frame.shape[1]} columns")
     start = time.perf_counter()
     imputer = VAEImputer(time_budget=time_budget, random_state=seed, verbose=int(verbose)).fit(frame)
-    click.echo(f"Fitted {len(frame)} rows x {frame.shape[1]} columns in {time.perf_counter() - start:.1f} s")
+    click.echo(f"Fitted in {time.perf_counter() - start:.1f} s")
     return imputer
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch import distributions as dist
 
 _IMPOSSIBLE = -1e4  # logit of a level that only pads a group: finite, so that no gradient is NaN
+_FAR = 1e4  # cut point above a level that only pads a group: finite for the same reason
 _MAX_LEVELS = 32  # a number with at most so many values is decoded as classes over them
 _MIN_PER_LEVEL = 5  # ... if each value is seen so often on average
 
@@ -157,7 +158,7 @@ class Levels(Likelihood):
 
     @classmethod
     def fit(cls, x: Tensor, n_levels: int) -> CellSpec:
-        levels = x.unique()
+        levels = x.unique() if len(x) else x.new_zeros(1)
         cuts = (levels[1:] + levels[:-1]) / 2
         return CellSpec("levels", tuple(levels.tolist()), tuple(cuts.tolist()))
 
@@ -176,14 +177,19 @@ class Levels(Likelihood):
 
 
 class _Histogram(dist.Distribution):
-    """Mixture of a Gaussian and a histogram over bins with `edges` (C, N - 1), mean `points` and `log_width`."""
+    """Mixture of a Gaussian and a histogram over bins with inner `edges` (C, N - 1), mean `points`, `low` and `width`.
 
-    def __init__(self, params: Tensor, points: Tensor, edges: Tensor, low: Tensor, width: Tensor, floor: float) -> None:
+    Nothing lies above `high` (C,).
+    """
+
+    def __init__(
+        self, params: Tensor, points: Tensor, edges: Tensor, low: Tensor, width: Tensor, high: Tensor, floor: float
+    ) -> None:
         self.loc, self.log_scale, gate = params[..., 0], params[..., 1].clamp(min=floor), params[..., 2]
         self.log_share = torch.nn.functional.logsigmoid(gate)  # of the histogram
         self.log_rest = torch.nn.functional.logsigmoid(-gate)
         self.logits = params[..., 3:].log_softmax(-1)
-        self.points, self.edges, self.low, self.width = points, edges, low, width
+        self.points, self.edges, self.low, self.width, self.high = points, edges, low, width, high
         super().__init__(params.shape[:-1], validate_args=False)
 
     @property
@@ -194,15 +200,20 @@ class _Histogram(dist.Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         index = _bin(value, self.edges)
         log_density = _pick(self.logits, index) - _pick(self.width.log().expand(*index.shape, -1), index)
+        inside = (value >= self.low[:, 0]) & (value <= self.high)
+        log_density = torch.where(inside, log_density, _IMPOSSIBLE)
         standard = (value - self.loc) * torch.exp(-self.log_scale)
         log_normal = -0.5 * standard.square() - self.log_scale - 0.5 * math.log(2 * math.pi)
         return torch.logaddexp(self.log_rest + log_normal, self.log_share + log_density)
 
+    @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         index = dist.Categorical(logits=self.logits, validate_args=False).sample(sample_shape)
-        low = _pick(self.low.expand(*index.shape, -1), index)
-        width = _pick(self.width.expand(*index.shape, -1), index)
-        from_bin = low + width * torch.rand_like(low)
+        low, width, point = (_pick(t.expand(*index.shape, -1), index) for t in (self.low, self.width, self.points))
+        # Uniform on either side of the bin's mean, which so stays the mean of the draws.
+        t = ((point - low) / width).clamp(0, 1)
+        u = torch.rand_like(low)
+        from_bin = low + width * torch.where(torch.rand_like(low) < t, t + (1 - t) * u, t * u)
         normal = self.loc + self.log_scale.exp() * torch.randn_like(low)
         return torch.where(torch.rand_like(low) < self.log_share.exp(), from_bin, normal)
 
@@ -229,15 +240,17 @@ class Histogram(Likelihood):
         self.n_params = 3 + grid.shape[1]
         for name, value in [("grid", grid), ("edges", edges), ("low", low), ("width", (high - low).clamp(min=1e-6))]:
             self.register_buffer(name, value, persistent=False)
+        self.register_buffer("high", torch.tensor([s.edges[-1] for s in specs], dtype=torch.float64), persistent=False)
         self.register_buffer("mask", torch.where(valid, self.width.log(), _IMPOSSIBLE), persistent=False)
 
     @classmethod
     def fit(cls, x: Tensor, n_levels: int) -> CellSpec:
+        x = x if len(x) else x.new_zeros(1)
         levels, count = x.unique(return_counts=True)
         n_bins = min(cls.n_bins, max(4, len(x) // 20))
-        gap = (levels[1:] - levels[:-1]).min().item() if len(levels) > 1 else 1.0
-        half = min(gap / 2, 1e-3)
         atoms = levels[count > max(cls.common * len(x), 2)]
+        # Wide enough for single precision; other numbers may share an atom's bin, two atoms may not.
+        half = min(atoms.diff().min().item() / 3, 1e-3) if len(atoms) > 1 else 1e-3
         rest = x[~torch.isin(x, atoms)]
         parts = [atoms - half, atoms + half]
         if len(rest):
@@ -255,7 +268,7 @@ class Histogram(Likelihood):
         return CellSpec("histogram", tuple(points.tolist()), tuple(edges.tolist()))
 
     def forward(self, params: Tensor) -> dist.Distribution:
-        return _Histogram(params, self.grid, self.edges, self.low, self.width, self.log_scale_floor)
+        return _Histogram(params, self.grid, self.edges, self.low, self.width, self.high, self.log_scale_floor)
 
     def features(self, values: Tensor) -> Tensor:
         return values
@@ -345,12 +358,12 @@ class Ordinal(Likelihood):
         super().__init__()
         self.n_features = len(specs)
         scores, valid = _padded([s.points for s in specs])
-        cuts, _ = _padded([s.edges for s in specs], fill=math.inf)
+        cuts, _ = _padded([s.edges for s in specs], fill=_FAR)
         self.flat = valid.flatten().nonzero().squeeze(-1).tolist()
         self.n_answers = len(self.flat)
         back = torch.full((valid.numel(),), len(self.flat))
         back[self.flat] = torch.arange(len(self.flat))
-        for name, value in [("scores", scores), ("cuts", cuts), ("back", back)]:
+        for name, value in [("scores", scores), ("cuts", cuts), ("back", back), ("valid", valid)]:
             self.register_buffer(name, value, persistent=False)
         self.register_buffer("forth", torch.tensor(self.flat), persistent=False)
 
@@ -394,7 +407,7 @@ class Ordinal(Likelihood):
         upper = torch.sigmoid((self.cuts - loc) * torch.exp(-log_scale.clamp(-4, 4)))
         upper = nn.functional.pad(upper, (0, 1), value=1.0)
         lower = nn.functional.pad(upper[..., :-1], (1, 0))
-        return (upper - lower).clamp(min=1e-7)
+        return torch.where(self.valid, (upper - lower).clamp(min=1e-7), 0)
 
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {

@@ -94,8 +94,8 @@ def log_likelihood(values: Tensor, observed: Tensor, linear: Linear) -> Tensor:
     psi = linear.psi.unsqueeze(-2)
     residual = torch.where(observed, values - linear.b.unsqueeze(-2), 0)
     fit = (residual.square() / psi).sum(-1) - (chol.transpose(-1, -2) @ m.unsqueeze(-1)).square().sum((-1, -2))
-    log_det = 2 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1) + (observed * psi.log()).sum(-1)
-    return -0.5 * (observed.sum(-1) * math.log(2 * math.pi) + log_det + fit)
+    log_det = 2 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1) + (observed * (2 * math.pi * psi).log()).sum(-1)
+    return -0.5 * (log_det + fit)
 
 
 def fit_linear(
@@ -156,6 +156,7 @@ def _principal_start(values: Tensor, observed: Tensor, rank: int, floor: Tensor)
     eigenvalues, vectors = torch.linalg.eigh(cov)
     scale = eigenvalues[-rank:].clamp(min=1e-3).sqrt()
     W = vectors[:, -rank:] * scale * 0.9
+    W = torch.nn.functional.pad(W, (rank - W.shape[1], 0))  # more latents than columns have nothing to say
     psi = torch.maximum(cov.diagonal() - W.square().sum(1), torch.maximum(floor, 0.1 * cov.diagonal()))
     return Linear(W, b, psi)
 

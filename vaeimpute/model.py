@@ -8,6 +8,7 @@ Shape letters: M members, K draws, B rows, D columns, F features, L latent, P pa
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class ModelConfig:
     dropout: float
     log_scale_floor: float
     n_bins: int = 16
+    n_bank: int = 0
 
 
 class MaskedVAE(nn.Module, ABC):
@@ -68,11 +70,17 @@ class MaskedVAE(nn.Module, ABC):
     def start(self, linear: Linear, values: Tensor, observed: Tensor) -> None:
         """Take over the linear backbone (M, ...) and what else is read off the training table."""
 
+    def remember(self, observed: Tensor) -> None:
+        """Take what each member may know (M, n, D) of the training table, where a reading looks things up in it."""
+
     @abstractmethod
-    def loss(self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None) -> Tensor:
+    def loss(
+        self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None, rows: Tensor | None = None
+    ) -> Tensor:
         """Negative bound of each row, (M, B, D) to (M, B), with freshly hidden cells.
 
-        `linear` replaces the backbone for this batch (a fit that has not seen its rows).
+        `linear` replaces the backbone for this batch (a fit that has not seen its rows); `rows` (M, B) are the rows'
+        numbers in the training table.
         """
 
     @abstractmethod
@@ -142,7 +150,9 @@ class JointVAE(MaskedVAE):
         self.decoder_b.copy_(linear.b)
         self.log_scale.copy_(0.5 * linear.psi.log())
 
-    def loss(self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None) -> Tensor:
+    def loss(
+        self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None, rows: Tensor | None = None
+    ) -> Tensor:
         kept = _remask_half(observed)
         M, B, _ = values.shape
         noise = torch.randn(M, n_draws, B, self.config.rank, dtype=values.dtype, device=values.device)
@@ -191,6 +201,8 @@ class ConditionalVAE(MaskedVAE):
     every cell is the linear VAE's conditional mean and scale given what is kept.
     """
 
+    bandwidth_rate = 2.0  # its logarithm learns so many times faster than the network
+    bandwidth = 0.5  # of the neighbours' kernel at the start, in standard deviations of a feature
     n_latent = 8  # what hidden cells share beyond the kept ones
     hide_all = 0.1  # share of rows that keep nothing: on these the bound is the masked ELBO
     max_hidden = 0.7
@@ -200,10 +212,17 @@ class ConditionalVAE(MaskedVAE):
         M, F, width = config.n_members, self.likelihoods.n_features, config.width
         numeric = self.likelihoods.numeric_features
         self.register_buffer("edges", torch.zeros(len(numeric), config.n_bins + 1))
-        n_in = 3 * F + len(numeric) * config.n_bins
+        self.register_buffer("bank", torch.zeros(config.n_bank, F))
+        self.register_buffer("bank_rows", torch.full((config.n_bank,), -1))
+        self.register_buffer("bank_known", torch.zeros(M, config.n_bank, F, dtype=torch.bool))
+        self.log_bandwidth = nn.Parameter(torch.full((M, F), math.log(self.bandwidth) / self.bandwidth_rate))
+        n_in = 5 * F + len(numeric) * config.n_bins
         self.trunk = ResidualMLP(M, n_in, width, config.depth, config.dropout, norm=True)
-        self.trunk_head = StackedLinear(M, width, 2 * self.n_latent, zero=True)
-        self.decoder = ResidualMLP(M, self.n_latent + width, width, config.depth, config.dropout, norm=True)
+        self.prior_head = StackedLinear(M, width, 2 * self.n_latent, zero=True)
+        self.gate_head = StackedLinear(M, width, F, zero=True)
+        self.recognition = ResidualMLP(M, 2 * F, width // 4, 1, 0.0, norm=True)
+        self.posterior_head = StackedLinear(M, width // 4, 2 * self.n_latent, zero=True)
+        self.decoder = ResidualMLP(M, self.n_latent + width, width, 1, config.dropout, norm=True)
         self.decoder_head = StackedLinear(M, width, self.likelihoods.n_params, zero=True)
 
     @torch.no_grad()
@@ -217,11 +236,25 @@ class ConditionalVAE(MaskedVAE):
             step = max(1, len(cells) // 100_000)
             if len(cells):
                 self.edges[row] = torch.quantile(cells[::step], grid)
+        self.bank_rows.copy_(torch.randperm(len(x), device=x.device)[: self.config.n_bank])
+        x, o = x[self.bank_rows], o[self.bank_rows]
+        mean, _ = conditional(x, o, Linear(self.W[0], self.b[0], self.psi[0]))
+        self.bank.copy_(torch.where(o, x, mean))
 
-    def loss(self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None) -> Tensor:
+    @torch.no_grad()
+    def remember(self, observed: Tensor) -> None:
+        """Take what each member may know (M, n, D) of the rows in its bank."""
+        known = observed[:, self.bank_rows].index_select(-1, self.likelihoods.feature_columns)
+        self.bank_known.copy_(known)
+
+    def loss(
+        self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None, rows: Tensor | None = None
+    ) -> Tensor:
         kept = _remask(observed, self.max_hidden, self.hide_all)
-        base, h, mean_p, log_scale_p = self._read(values, kept, linear)
-        _, _, mean_q, log_scale_q = self._read(values, observed, linear, with_base=False)
+        base, h, mean_p, log_scale_p = self._read(values, kept, linear, rows)
+        x, o = self._inputs(values, observed)
+        seen = self.recognition(torch.cat([torch.where(o, x, 0), o.to(x.dtype)], -1))
+        mean_q, log_scale_q = self.posterior_head(seen).chunk(2, -1)
         z = mean_q + torch.exp(log_scale_q) * torch.randn_like(mean_q)
         params = base + self.decoder_head(self.decoder(torch.cat([z, h], -1)))
         log_px = self.likelihoods.log_prob(params, values)
@@ -229,28 +262,40 @@ class ConditionalVAE(MaskedVAE):
         return -objective.conditional_bound(log_px, observed & ~kept, kl)
 
     def draws(self, values: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        base, h, mean, log_scale = self._read(values, observed, None)
-        noise = noise[:, : self.n_latent].unsqueeze(1)  # (K, 1, L)
-        z = mean.unsqueeze(1) + torch.exp(log_scale).unsqueeze(1) * noise  # (M, K, B, L)
+        base, h, mean, log_scale = self._read(values, observed)
+        z = mean.unsqueeze(1) + torch.exp(log_scale).unsqueeze(1) * noise.unsqueeze(1)  # (M, K, B, L)
         inputs = torch.cat([z, h.unsqueeze(1).expand(-1, z.shape[1], -1, -1)], -1)
         correction = self.decoder_head(self.decoder(inputs.flatten(1, 2))).unflatten(1, z.shape[1:3])
         params = base.unsqueeze(1) + correction
         return params, torch.zeros_like(params[..., 0])
 
-    def _read(self, values: Tensor, kept: Tensor, linear: Linear | None, with_base: bool = True) -> tuple:
+    def _read(self, values: Tensor, kept: Tensor, linear: Linear | None = None, rows: Tensor | None = None) -> tuple:
         """Base parameters, trunk features, mean and log scale of the latent, given the kept cells."""
         x, o = self._inputs(values, kept)
         with torch.no_grad():
             mean, variance = conditional(x, o, linear or self.linear)
             filled = torch.where(o, x, mean)
-            base = self.likelihoods.base(mean, 0.5 * variance.log()) if with_base else None
-            numbers = filled.index_select(-1, self.likelihoods.numeric_features).unsqueeze(-1)
-            low, high = self.edges[:, :-1], self.edges[:, 1:]
-            bins = ((numbers - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).flatten(-2)
-            inputs = torch.cat([torch.where(o, x, 0), filled, o.to(x.dtype), bins], -1)
-        h = self.trunk(inputs)
-        latent_mean, log_scale = self.trunk_head(h).chunk(2, -1)
+        voted, votes = self._neighbours(filled, o, rows)
+        voted = torch.where(o, x, (voted + 1e-3 * mean) / (votes + 1e-3))
+        numbers = filled.index_select(-1, self.likelihoods.numeric_features).unsqueeze(-1)
+        low, high = self.edges[:, :-1], self.edges[:, 1:]
+        bins = ((numbers - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).flatten(-2)
+        h = self.trunk(torch.cat([torch.where(o, x, 0), filled, o.to(x.dtype), voted, votes, bins], -1))
+        gate = torch.sigmoid(self.gate_head(h) - 2)
+        base = self.likelihoods.base(mean + gate * (voted - mean), 0.5 * variance.log())
+        latent_mean, log_scale = self.prior_head(h).chunk(2, -1)
         return base, h, latent_mean, log_scale
+
+    def _neighbours(self, filled: Tensor, kept: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sum of the bank's known cells and of their weights, (M, B, F): a Gaussian kernel on the kept cells."""
+        precision = kept * torch.exp(-2 * self.bandwidth_rate * self.log_bandwidth).unsqueeze(1)
+        scores = (precision * filled) @ self.bank.T - 0.5 * precision @ self.bank.square().T  # (M, B, N)
+        if rows is not None:
+            scores = scores.masked_fill(rows.unsqueeze(-1) == self.bank_rows, -torch.inf)
+        weights = torch.softmax(scores, -1)
+        known = self.bank_known.to(filled.dtype)
+        voted, votes = (weights @ torch.cat([self.bank * known, known], -1)).chunk(2, -1)
+        return voted, votes
 
 
 def _remask_half(observed: Tensor) -> Tensor:

@@ -152,6 +152,7 @@ def fit_model(
     rows = rows[torch.randperm(len(rows), device=rows.device)[:_CHECK_ROWS]]
     asked = held_out[:, rows]
     n_asked = max(int(asked.sum()), 1)
+    model.remember(seen)
     loop = _Loop(model, plan)
 
     def check() -> Tensor:
@@ -190,8 +191,9 @@ def refit_model(
 ) -> None:
     """Go on from the best weights at a fifth of the rate, with the held-out cells back in the table."""
     plan = replace(plan, steps=max(steps, 1), learning_rate=0.2 * plan.learning_rate)
-    loop = _Loop(model, plan)
     cells = observed.expand(model.config.n_members, -1, -1)
+    model.remember(cells)
+    loop = _Loop(model, plan)
     try:
         for step in range(0, steps, plan.check_every):
             if clock.over():
@@ -226,7 +228,7 @@ class _Loop:
                 group["lr"] = plan.rate(step)
             rows, linear = _batch(n, plan.batch_size, n_members, folds, values.device)
             n_draws = plan.n_draws[0] if step < 0.3 * plan.steps else plan.n_draws[1]
-            loss = model.loss(values[rows], cells[member, rows], n_draws, linear).mean(1).sum()
+            loss = model.loss(values[rows], cells[member, rows], n_draws, linear, rows).mean(1).sum()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             # Members are independent: their gradients' common norm grows with the root of their number.

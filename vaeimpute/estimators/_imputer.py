@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
-import narwhals as nw
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,7 +14,9 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from vaeimpute import inference
-from vaeimpute.estimators._base import BaseVAE, is_frame, seeded
+from vaeimpute.estimators._base import BaseVAE
+from vaeimpute.estimators._containers import repeated, selected
+from vaeimpute.estimators._running import seeded
 
 _MEDIAN_DRAWS = 101
 
@@ -32,24 +33,25 @@ class VAEImputer(TransformerMixin, BaseVAE):
     kinds : dict of column name to str, default=None
         Overrules the kind that the dtype suggests: "numeric", "positive", "count", "ordinal", "categorical",
         "boolean" or "datetime". Columns of arrays are named ``x0``, ``x1``, ...
-    missing_values : scalar, default=np.nan
-        A value that means "missing" besides NaN and null.
+    missing_values : int, float, str, np.nan, None or pandas.NA, default=np.nan
+        A value that means "missing" besides NaN, NaT, None and null, which always do.
     point : {"mean", "median"}, default="mean"
         What stands for a hidden number. Hidden classes get their mode.
     add_indicator : bool, default=False
         Append one column per column that had holes in `fit`: 1 where a value was missing.
     keep_empty_features : bool, default=False
-        Keep columns without any observed value in `transform`, filled with 0; otherwise they are dropped.
+        Keep columns without any observed value, numbers filled with 0 and others as they are; otherwise `transform`
+        drops them.
     time_budget : float, default=None
         Seconds after which training stops at the best so far.
     dtype : {"float32", "float64"}, default="float32"
         Precision of the networks.
     device : str, default="auto"
-        Where to compute; "auto" takes a GPU if there is one.
+        Where to compute, as PyTorch calls it; "auto" takes a GPU if there is one.
     random_state : int, RandomState or None, default=None
-        Same seed, same result.
-    verbose : int, default=0
-        1 shows progress.
+        Same seed, same result. None takes fresh entropy; the global generators of NumPy and PyTorch stay as they are.
+    verbose : int or bool, default=0
+        1 shows progress: a bar where rich is installed, lines on stderr otherwise.
 
     Attributes
     ----------
@@ -76,7 +78,7 @@ class VAEImputer(TransformerMixin, BaseVAE):
     array([4., 8.])
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         **BaseVAE._parameter_constraints,
         "point": [StrOptions({"mean", "median"})],
         "add_indicator": ["boolean"],
@@ -116,18 +118,30 @@ class VAEImputer(TransformerMixin, BaseVAE):
     def fit(self, X: Any, y: Any = None) -> VAEImputer:
         """Learn the table.
 
+        Ctrl-C ends the training early: the best weights so far are kept, with a warning.
+
         Parameters
         ----------
         X : table of shape (n, D)
-            pandas, polars or pyarrow, or an array; holes are allowed everywhere.
+            pandas, polars or pyarrow, or an array; holes are allowed everywhere. Never changed.
         y : ignored
 
         Returns
         -------
         VAEImputer
+            The estimator itself. When `fit` raises, it is what it was before.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter or X cannot be used; the message names the parameter, or the column and the row.
+
+        Examples
+        --------
+        >>> VAEImputer(random_state=0).fit([[1, "a"], [2, None], [3, "c"]])
+        VAEImputer(random_state=0)
         """
-        _, observed = self._fit(X)
-        self.indicated_ = np.flatnonzero(~observed.all(0))
+        self._fit(X)
         return self
 
     def impute(self, X: Any, n_imputations: int | None = None, random_state: Any = None) -> Any:
@@ -136,30 +150,46 @@ class VAEImputer(TransformerMixin, BaseVAE):
         Parameters
         ----------
         X : table of shape (n, D)
-            Observed cells come back bit for bit. A column that had no value in `fit` stays as it is, unless
-            ``keep_empty_features=True``.
+            Observed cells come back bit for bit; levels not seen in `fit` stay, with a warning. A column that had no
+            value in `fit` stays as it is, unless ``keep_empty_features=True``.
         n_imputations : int, default=None
             None gives the best point for each cell. A number gives a list of so many completed tables whose holes are
             random draws from ``p(hidden | observed)``, which differ as the truth might.
         random_state : int, RandomState or None, default=None
-            Seeds the draws.
+            Seeds the draws; the points need none.
 
         Returns
         -------
         table, or list of tables
+
+        Raises
+        ------
+        ValueError, TypeError
+            If X does not have the columns of the training table, or cells that they cannot hold.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> X = pd.DataFrame({"n": pd.array(range(20), dtype="Int64"), "even": [True, False] * 10})
+        >>> X.loc[3, "n"] = pd.NA
+        >>> imputer = VAEImputer(random_state=0).fit(X)
+        >>> imputer.impute(X).dtypes.tolist()
+        [Int64Dtype(), dtype('bool')]
+        >>> [len(table) for table in imputer.impute(X, n_imputations=3, random_state=0)]
+        [20, 20, 20]
         """
+        n_draws = 0 if n_imputations is None else _count("n_imputations", n_imputations)
         X, values, observed = self._encoded(X)
         if n_imputations is None:
             return self._filled(X, self._points(values, observed), observed)
-        if not isinstance(n_imputations, Integral) or n_imputations < 1:
-            raise ValueError(f"n_imputations must be a positive integer or None, got {n_imputations!r}.")
-        draws = self._draws(values, observed, int(n_imputations), random_state)
+        draws = self._draws(values, observed, n_draws, random_state)
         return [self._filled(X, self._all_columns(drawn), observed) for drawn in draws]
 
     def transform(self, X: Any) -> Any:
         """Complete a table for the next step of a pipeline.
 
-        Deterministic, and the same for a row in any batch. The output follows `set_output`; it is an array by default.
+        Deterministic, and the same for a row in any batch. The output follows `set_output`; it is an array by default,
+        of numbers where all columns are numbers or booleans, of objects otherwise.
 
         Parameters
         ----------
@@ -170,27 +200,25 @@ class VAEImputer(TransformerMixin, BaseVAE):
         ndarray or DataFrame of shape (n, n_columns_out)
             Without the columns that had no value in `fit` (unless ``keep_empty_features=True``), with the missing
             indicators behind them if ``add_indicator=True``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If X does not have the columns of the training table, or cells that they cannot hold.
+
+        Examples
+        --------
+        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
+        >>> X[3, 1] = np.nan
+        >>> VAEImputer(random_state=0, add_indicator=True).fit(X).transform(X)[2:4].round()
+        array([[2., 4., 0.],
+               [3., 6., 1.]])
         """
         X, values, observed = self._encoded(X)
         filled = self._filled(X, self._points(values, observed), observed)
-        missing = ~observed[:, self.indicated_] if self.add_indicator else None
-        wanted = _get_output_config("transform", self)["dense"]
-        if is_frame(filled):
-            frame = nw.from_native(filled, eager_only=True)
-            names = frame.columns
-            frame = frame.select(*[names[j] for j in self._kept()])
-            if missing is not None:
-                backend = frame.implementation
-                flags = [
-                    nw.new_series(f"missingindicator_{names[j]}", flag, nw.Boolean, backend=backend)
-                    for j, flag in zip(self.indicated_, missing.T, strict=True)
-                ]
-                frame = frame.with_columns(*(nw.maybe_align_index(flag, frame) for flag in flags))
-            if wanted == frame.implementation.value:
-                return frame.to_native()
-            return _to_array(frame)
-        filled = filled[:, self._kept()]
-        return filled if missing is None else np.hstack([filled, missing.astype(filled.dtype)])
+        missing = ~observed[:, self.had_holes_ & self.add_indicator]
+        flags = dict(zip(self._indicator_names(), missing.T, strict=True))
+        return selected(filled, self._kept(), flags, _get_output_config("transform", self)["dense"])
 
     def sample(self, n_samples: int = 1, given: Any = None, random_state: Any = None) -> Any:
         """Synthetic rows, or random completions of given rows.
@@ -206,45 +234,88 @@ class VAEImputer(TransformerMixin, BaseVAE):
         Returns
         -------
         table of shape (n_samples, D), or (n_samples * n, D)
-            Container and dtypes as in training.
+            Container and dtypes as in training, or as `given` has them; what `given` knows comes back bit for bit.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `given` does not have the columns of the training table, or cells that they cannot hold.
+
+        Examples
+        --------
+        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
+        >>> imputer = VAEImputer(random_state=0).fit(X)
+        >>> imputer.sample(5, random_state=0).shape
+        (5, 2)
+        >>> imputer.sample(3, given=[[4.0, np.nan], [np.nan, 8.0]], random_state=0)[:, 0].round()
+        array([4., 4., 4., 4., 4., 4.])
         """
         check_is_fitted(self)
-        if not isinstance(n_samples, Integral) or n_samples < 1:
-            raise ValueError(f"n_samples must be a positive integer, got {n_samples!r}.")
+        n_samples = _count("n_samples", n_samples)
         if given is None:
             with seeded(random_state, self.ensemble_.share.device):
-                rows = inference.sample(self.ensemble_, int(n_samples))
+                rows = inference.sample(self.ensemble_, n_samples)
             return self.encoder_.build(self._all_columns(rows))
-        _, values, observed = self._encoded(given)
-        draws = self._draws(values, observed, int(n_samples), random_state)
-        return self.encoder_.build(self._all_columns(draws.flatten(0, 1)))
+        given, values, observed = self._encoded(given)
+        draws = self._draws(values, observed, n_samples, random_state)
+        stacked = repeated(given, n_samples)
+        return self._filled(stacked, self._all_columns(draws.flatten(0, 1)), np.tile(observed, (n_samples, 1)))
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray:
-        """Names of the columns that `transform` gives."""
+        """Names of the columns that `transform` gives.
+
+        Parameters
+        ----------
+        input_features : array-like of str, default=None
+            Names of the columns of X; those seen in `fit` if None, or ``x0``, ``x1``, ... if there were none.
+
+        Returns
+        -------
+        ndarray of str
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            If there is no fit yet; if `input_features` are not the names seen in `fit`, or not as many.
+
+        Examples
+        --------
+        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
+        >>> X[3, 1] = np.nan
+        >>> VAEImputer(random_state=0, add_indicator=True).fit(X).get_feature_names_out()
+        array(['x0', 'x1', 'missingindicator_x1'], dtype=object)
+        """
         check_is_fitted(self)
         names = _check_feature_names_in(self, input_features)
-        kept = names[self._kept()]
-        if not self.add_indicator:
-            return kept
-        indicators = [f"missingindicator_{name}" for name in names[self.indicated_]]
-        return np.concatenate([kept, np.asarray(indicators, dtype=object)])
+        return np.asarray([*names[self._kept()], *self._indicator_names()], dtype=object)
 
     def _kept(self) -> NDArray:
         """Positions of the columns that `transform` gives."""
         return np.arange(len(self.modelled_)) if self.keep_empty_features else np.flatnonzero(self.modelled_)
 
+    def _indicator_names(self) -> list[str]:
+        if not self.add_indicator:
+            return []
+        return [f"missingindicator_{name}" for name in _check_feature_names_in(self)[self.had_holes_]]
+
     def _points(self, values: NDArray, observed: NDArray) -> NDArray:
+        """What stands for each cell, (n, D)."""
         x, o = self._tensors(values, observed)
         if o.all():
             return values
         points = self._all_columns(inference.impute(self.ensemble_, x, o))
         if self.point == "mean":
             return points
-        median = self._draws(values, observed, _MEDIAN_DRAWS, random_state=0).median(0).values
-        numbers = np.array([column.n_levels == 0 for column in self.encoder_.schema.columns])
-        return np.where(numbers, self._all_columns(median), points)
+        numbers = self.modelled_ & [column.n_levels == 0 for column in self.encoder_.schema.columns]
+        # Row by row, because the noise of a draw depends on the row's place in its batch, and the answer must not.
+        for row in np.flatnonzero((~observed & numbers).any(1)):
+            one = slice(row, row + 1)
+            draws = self._draws(values[one], observed[one], _MEDIAN_DRAWS, random_state=0)
+            points[row, numbers] = self._all_columns(draws.median(0).values)[0, numbers]
+        return points
 
     def _draws(self, values: NDArray, observed: NDArray, n_draws: int, random_state: Any) -> torch.Tensor:
+        """Random completions of the modelled columns, (n_draws, n, d)."""
         with seeded(random_state, self.ensemble_.share.device):
             return inference.draw(self.ensemble_, *self._tensors(values, observed), n_draws)
 
@@ -252,20 +323,8 @@ class VAEImputer(TransformerMixin, BaseVAE):
         known = observed | (~self.modelled_ & (not self.keep_empty_features))
         return self.encoder_.fill(X, values, known)
 
-    def _to_state(self) -> tuple[dict[str, NDArray], dict]:
-        tensors, header = super()._to_state()
-        return tensors, header | {"indicated": self.indicated_.tolist()}
 
-    def _from_state(self, tensors: dict[str, NDArray], header: dict) -> None:
-        super()._from_state(tensors, header)
-        self.indicated_ = np.asarray(header["indicated"], dtype=int)
-
-
-def _to_array(frame: nw.DataFrame) -> NDArray:
-    """An array of numbers where all columns are numbers, of objects otherwise."""
-    if all(dtype.is_numeric() or dtype == nw.Boolean for dtype in frame.schema.values()):
-        return frame.to_numpy()
-    out = np.empty(frame.shape, dtype=object)
-    for j, series in enumerate(frame.iter_columns()):
-        out[:, j] = series.to_list()
-    return out
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    return int(value)

@@ -1,0 +1,167 @@
+"""objective: the bounds against their orderings, plain gradients, and the linear-Gaussian model in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributions import Independent, Normal, kl_divergence
+
+from vaeimpute import linear, objective
+
+F64 = torch.float64
+numbers = st.floats(-50, 50)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def some_log_w(values):
+    return torch.tensor(values, dtype=F64).unsqueeze(-1)
+
+
+@given(st.lists(numbers, min_size=1, max_size=8))
+def test_elbo_lies_below_iwae_and_both_inside_the_weights(values):
+    log_w = some_log_w(values)
+    elbo, iwae = objective.elbo(log_w).item(), objective.iwae(log_w).item()
+    assert min(values) - 1e-9 <= elbo <= iwae + 1e-9 <= max(values) + 2e-9
+
+
+@given(st.lists(numbers, min_size=2, max_size=8))
+def test_more_draws_tighten_the_bound(values):
+    """The mean over all subsets of K - 1 draws lies below the bound of the K draws (Burda et al. 2016, theorem 1)."""
+    subsets = [objective.iwae(some_log_w(values[:i] + values[i + 1 :])).item() for i in range(len(values))]
+    assert sum(subsets) / len(subsets) <= objective.iwae(some_log_w(values)).item() + 1e-9
+
+
+@given(numbers, st.integers(1, 9))
+def test_equal_weights_give_their_value(value, n_draws):
+    log_w = torch.full((2, n_draws, 3), value, dtype=F64)
+    for bound in (objective.elbo, objective.iwae):
+        torch.testing.assert_close(bound(log_w), torch.full((2, 3), value, dtype=F64))
+
+
+def test_bounds_survive_huge_weights():
+    log_w = torch.tensor([[-1e30, 1e30], [-1e30, -1e30]], dtype=F64)
+    assert objective.iwae(log_w).isfinite().all()
+
+
+def test_log_normal_is_torchs():
+    x, mean, log_scale = torch.randn(3, 5, 4, dtype=F64)
+    expected = Normal(mean, log_scale.exp()).log_prob(x).sum(-1)
+    torch.testing.assert_close(objective.log_normal(x, mean, log_scale), expected)
+    torch.testing.assert_close(objective.log_normal(x), Normal(0.0, 1.0).log_prob(x).sum(-1))
+
+
+def test_weights_count_observed_cells_only():
+    log_px = torch.randn(2, 3, 5, 4, dtype=F64)
+    observed = torch.rand(2, 5, 4) < 0.5
+    log_pz, log_qz = torch.randn(2, 2, 3, 5, dtype=F64)
+    expected = (log_px * observed.unsqueeze(1)).sum(-1) + log_pz - log_qz
+    hidden = torch.where(observed.unsqueeze(1), log_px, math.inf).requires_grad_()
+    log_w = objective.log_weights(hidden, observed, log_pz, log_qz)
+    torch.testing.assert_close(log_w, expected)
+    log_w.sum().backward()
+    assert torch.equal(hidden.grad, observed.unsqueeze(1).expand_as(log_px).double())
+
+
+def test_kl_is_torchs():
+    mean_q, log_q, mean_p, log_p = torch.randn(4, 6, 3, dtype=F64)
+    q, p = (Independent(Normal(m, s.exp()), 1) for m, s in ((mean_q, log_q), (mean_p, log_p)))
+    torch.testing.assert_close(objective.kl_normal(mean_q, log_q, mean_p, log_p), kl_divergence(q, p))
+
+
+@given(st.lists(st.floats(-5, 5), min_size=4, max_size=4))
+def test_kl_is_not_negative(parameters):
+    mean_q, log_q, mean_p, log_p = torch.tensor(parameters, dtype=F64).view(4, 1)
+    assert objective.kl_normal(mean_q, log_q, mean_p, log_p) >= -1e-9
+    assert objective.kl_normal(mean_q, log_q, mean_q, log_q) == 0
+
+
+# ---- gradients, on x = a z + c + e with z ~ N(0, 1), e ~ N(0, s^2) and q(z) = N(mu, e^(2 tau)) -------------------
+
+X, SCALE = 1.3, 0.8
+
+
+def toy(n_draws, n_rows, mu=0.9, tau=-0.2, *, detach=True, noise=None):
+    """Leaves of decoder and encoder (one per row), latents and log-weights of the toy model."""
+    leaves = [torch.full((n_rows,), v, dtype=F64, requires_grad=True) for v in (0.7, 0.1, mu, tau)]
+    a, c, mu, tau = (leaf.unsqueeze(-1) for leaf in leaves)
+    noise = torch.randn(n_draws, n_rows, dtype=F64) if noise is None else noise
+    z = mu + tau.exp() * noise.unsqueeze(-1)  # (K, B, 1)
+    m, t = (mu.detach(), tau.detach()) if detach else (mu, tau)
+    log_px = objective.log_normal(torch.full_like(z, X), a * z + c, math.log(SCALE))
+    return leaves, z, log_px + objective.log_normal(z) - objective.log_normal(z, m, t)
+
+
+@pytest.mark.parametrize("n_draws", [1, 2, 8])
+def test_decoder_gradient_is_exactly_that_of_the_bound(n_draws):
+    noise = torch.randn(n_draws, 50, dtype=F64)
+    leaves, z, log_w = toy(n_draws, 50, noise=noise)
+    ours = torch.autograd.grad(objective.iwae_loss(log_w, z).sum(), leaves[:2])
+    leaves, _, log_w = toy(n_draws, 50, noise=noise)
+    plain = torch.autograd.grad(-objective.iwae(log_w).sum(), leaves[:2])
+    torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("n_draws", [1, 3, 10])
+def test_encoder_gradient_is_that_of_the_bound_in_expectation(n_draws):
+    n_rows = 100_000
+    leaves, z, log_w = toy(n_draws, n_rows)
+    ours = torch.stack(torch.autograd.grad(objective.iwae_loss(log_w, z).sum(), leaves[2:]))
+    leaves, _, log_w = toy(n_draws, n_rows, detach=False)
+    plain = torch.stack(torch.autograd.grad(-objective.iwae(log_w).sum(), leaves[2:]))
+    error = (ours.mean(1) - plain.mean(1)).abs()
+    assert (error < 5 * ((ours.var(1) + plain.var(1)) / n_rows).sqrt()).all()
+    assert (plain.mean(1).abs() > 5 * (plain.var(1) / n_rows).sqrt()).all()  # there is something to find
+    if n_draws == 10:
+        assert (ours.var(1) < plain.var(1)).all()  # what the second reparameterisation is for
+
+
+def test_encoder_rests_at_the_exact_posterior():
+    precision = 1 + 0.7**2 / SCALE**2
+    mu = 0.7 * (X - 0.1) / SCALE**2 / precision
+    leaves, z, log_w = toy(6, 20, mu, -0.5 * math.log(precision))
+    evidence = Normal(0.1, math.hypot(0.7, SCALE)).log_prob(torch.tensor(X, dtype=F64))
+    torch.testing.assert_close(log_w, evidence.expand_as(log_w))
+    for grad in torch.autograd.grad(objective.iwae_loss(log_w, z).sum(), leaves[2:]):
+        torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-12)
+
+
+def test_one_draw_is_the_elbo():
+    _, z, log_w = toy(1, 10)
+    torch.testing.assert_close(objective.iwae_loss(log_w, z), -objective.elbo(log_w))
+    torch.testing.assert_close(objective.iwae(log_w), objective.elbo(log_w))
+
+
+# ---- the conditional bound ---------------------------------------------------------------------------------------
+
+
+def test_conditional_bound_is_the_conditional_likelihood_under_exact_posteriors():
+    """``E_q(z|x_O) log p(x_R | z) - KL(q(z|x_O) || q(z|x_K)) = log p(x_R | x_K)``."""
+    backbone = linear.Linear(torch.randn(5, 1, dtype=F64), torch.randn(5, dtype=F64), torch.rand(5, dtype=F64) + 0.1)
+    values = torch.randn(30, 5, dtype=F64)
+    observed = torch.rand(30, 5) < 0.8
+    kept = observed & (torch.rand(30, 5) < 0.5)
+    (mean_q, chol_q), (mean_p, chol_p) = (linear.posterior(values, o, backbone) for o in (observed, kept))
+    log_q, log_p = (-chol.squeeze(-1).log() for chol in (chol_q, chol_p))
+    kl = objective.kl_normal(mean_q, log_q, mean_p, log_p)
+    bounds = []
+    for sign in (-1, 1):  # log p(x | z) is a square in z: two points have its exact mean
+        z = mean_q + sign * log_q.exp()
+        log_px = Normal(z @ backbone.W.T + backbone.b, backbone.psi.sqrt()).log_prob(values)
+        bounds.append(objective.conditional_bound(log_px, observed & ~kept, kl))
+    expected = linear.log_likelihood(values, observed, backbone) - linear.log_likelihood(values, kept, backbone)
+    torch.testing.assert_close((bounds[0] + bounds[1]) / 2, expected)
+
+
+def test_conditional_bound_counts_hidden_cells_only():
+    hidden = torch.tensor([[True, False], [False, False]])
+    log_px = torch.tensor([[-1.5, math.nan], [math.inf, math.nan]], dtype=F64)
+    kl = torch.tensor([0.25, 0.5], dtype=F64)
+    assert objective.conditional_bound(log_px, hidden, kl).tolist() == [-1.75, -0.5]

@@ -1,0 +1,76 @@
+"""scoring: likelihoods of rows with different holes, made comparable."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaeimpute.scoring import MaskCalibration, column_surprise
+
+
+def null_table(n, n_features, missing, seed):
+    """Masks, and negative log-likelihoods of a Gaussian of uneven noise: half a chi-squared with |O| degrees."""
+    rng = np.random.default_rng(seed)
+    observed = rng.random((n, n_features)) >= missing * rng.random((n, 1))
+    sd = np.geomspace(0.1, 10, n_features)
+    terms = 0.5 * np.log(2 * np.pi * sd**2) + 0.5 * rng.standard_normal((n, n_features)) ** 2
+    return np.where(observed, terms, 0).sum(1), observed
+
+
+@given(st.integers(4, 30), st.floats(0.0, 1.0), st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_scores_are_standardised_under_the_null(n_features, missing, seed):
+    calibration = MaskCalibration.fit(*null_table(4000, n_features, missing, seed))
+    nll, observed = null_table(4000, n_features, missing, seed + 1)
+    score = calibration.score(nll, observed)[observed.any(1)]
+    assert abs(score.mean()) < 0.1
+    assert score.std() == pytest.approx(1.0, abs=0.15)
+
+
+def test_scores_do_not_depend_on_the_number_of_holes():
+    calibration = MaskCalibration.fit(*null_table(20_000, 20, 1.0, 0))
+    nll, observed = null_table(20_000, 20, 1.0, 1)
+    score, count = calibration.score(nll, observed), observed.sum(1)
+    for low, high in [(5, 9), (9, 13), (13, 17), (17, 21)]:
+        rows = (low <= count) & (count < high)
+        assert abs(score[rows].mean()) < 0.15
+        assert score[rows].std() == pytest.approx(1.0, abs=0.35)  # the log-variance is linear in the mask, no more
+    assert abs(np.corrcoef(score, count)[0, 1]) < 0.05 < abs(np.corrcoef(nll, count)[0, 1])
+
+
+def test_strange_rows_stand_out_whatever_their_holes():
+    nll, observed = null_table(3000, 10, 0.8, 0)
+    calibration = MaskCalibration.fit(nll, observed)
+    some = observed.sum(1) >= 3
+    assert (calibration.score(nll + 20, observed)[some] > 3).mean() > 0.99
+    assert (np.diff([calibration.score(nll + extra, observed)[some] for extra in (0, 1, 2)], axis=0) > 0).all()
+
+
+def test_rows_with_nothing_observed_score_zero():
+    nll, observed = null_table(200, 5, 0.5, 0)
+    observed[:3] = False
+    score = MaskCalibration.fit(nll, observed).score(np.where(observed.any(1), nll, 123.0), observed)
+    assert (score[:3] == 0).all()
+    assert (score[3:] != 0).all()
+
+
+def test_complete_rows_keep_their_order():
+    nll, observed = null_table(500, 6, 0.0, 0)
+    score = MaskCalibration.fit(nll, observed).score(nll, observed)
+    np.testing.assert_allclose(score, (nll - nll.mean()) / nll.std(), atol=1e-6)
+
+
+@pytest.mark.parametrize("nll", [np.zeros(10), np.full(10, -7.0), np.full(10, 1e12)], ids=str)
+def test_a_constant_likelihood_is_not_strange(nll):
+    observed = np.ones((10, 3), dtype=bool)
+    score = MaskCalibration.fit(nll, observed).score(nll, observed)
+    assert np.isfinite(score).all()
+    assert np.abs(score).max() < 1
+
+
+def test_column_surprise_is_the_mean_over_observed_cells():
+    log_density = np.array([[-1.0, np.nan, np.nan], [-3.0, -5.0, np.nan]])
+    observed = np.array([[True, False, False], [True, True, False]])
+    np.testing.assert_array_equal(column_surprise(log_density, observed), [2.0, 5.0, 0.0])

@@ -1,0 +1,122 @@
+"""Tables on their way in and out of an estimator: checked as scikit-learn checks them, answered in their container."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+
+def is_frame(X: Any) -> bool:
+    """Whether X is a DataFrame or table that narwhals knows."""
+    return nw.dependencies.is_into_dataframe(X)
+
+
+def checked(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
+    """scikit-learn's own checks: names and number of columns of frames; shape, size and dtype of arrays.
+
+    What the cells hold is the encoder's to check, which can name the column.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Gets ``n_features_in_`` and ``feature_names_in_`` if `reset`, and compares with them otherwise.
+    X : table of shape (n, D)
+
+    Returns
+    -------
+    DataFrame or ndarray
+    """
+    if is_frame(X):
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+        return X
+    if nw.dependencies.is_polars_lazyframe(X):
+        raise TypeError("X is a polars LazyFrame; want a DataFrame. Call X.collect() first.")
+    if isinstance(X, np.ma.MaskedArray):
+        raise TypeError("X is a masked array, whose mask would get lost. Pass X.filled(np.nan) instead.")
+    if isinstance(X, list | tuple) and np.asarray(X).dtype.kind in "US":
+        X = np.array(X, dtype=object)  # NumPy alone would turn the numbers beside a word into words
+    return validate_data(estimator, X, reset=reset, dtype=None, ensure_all_finite=False)
+
+
+def check_order(X: Any, names: Sequence[Any]) -> None:
+    """Raise if a frame has its columns in another order than `names`, and say where."""
+    columns = nw.from_native(X, eager_only=True).columns
+    if columns == list(names) or set(columns) != set(names):  # what is missing or extra, scikit-learn says itself
+        return
+    pairs = list(enumerate(zip(columns, names, strict=True)))
+    wrong = [f"- position {j}: {got!r}, in fit {want!r}" for j, (got, want) in pairs if got != want]
+    more = [f"- and {len(wrong) - 5} more"] if len(wrong) > 5 else []
+    raise ValueError(
+        "The feature names should match those that were passed during fit.\n"
+        "Feature names must be in the same order as they were in fit.\n" + "\n".join(wrong[:5] + more)
+    )
+
+
+def like(X: Any, array: NDArray) -> Any:
+    """An array (n, D) of floats in the container of X, with its names and index."""
+    if not is_frame(X):
+        return array
+    frame = nw.from_native(X, eager_only=True)
+    scores = nw.from_dict(dict(zip(frame.columns, array.T, strict=True)), backend=frame.implementation)
+    return _indexed(scores.to_native(), frame)
+
+
+def repeated(X: Any, times: int) -> Any:
+    """X stacked on itself, (times * n, D)."""
+    if not is_frame(X):
+        return np.tile(X, (times, 1))
+    return nw.concat([nw.from_native(X, eager_only=True)] * times).to_native()
+
+
+def selected(X: Any, positions: NDArray, flags: Mapping[str, NDArray], wanted: str) -> Any:
+    """Some columns of X with flags behind them.
+
+    Parameters
+    ----------
+    X : table of shape (n, D)
+    positions : ndarray of int
+        Which columns.
+    flags : mapping of name to bool ndarray of shape (n,)
+    wanted : {"default", "pandas", "polars"}
+        As in `set_output`; "default" is an array.
+    """
+    if not is_frame(X):
+        kept = X[:, positions]
+        dtype = kept.dtype if kept.dtype.kind in "biufO" else object  # dates and flags share no other
+        return np.column_stack([kept, *(flag.astype(dtype) for flag in flags.values())])
+    frame = nw.from_native(X, eager_only=True)
+    taken = sorted(set(flags) & set(frame.columns))
+    if taken:
+        raise ValueError(f"add_indicator would replace columns of X that have the same names: {taken}. Rename them.")
+    new = [nw.new_series(name, flag, nw.Boolean, backend=frame.implementation) for name, flag in flags.items()]
+    names = frame.columns
+    frame = frame.select(*(names[j] for j in positions)).with_columns(
+        *(nw.from_native(_indexed(series.to_native(), frame), series_only=True) for series in new)
+    )
+    if wanted == "pandas":
+        return frame.to_pandas()
+    return frame.to_polars() if wanted == "polars" else _to_array(frame)
+
+
+def _indexed(native: Any, frame: nw.DataFrame) -> Any:
+    """A frame or series with the index of a pandas frame; as it is where there is no index."""
+    index = nw.maybe_get_index(frame)
+    return native if index is None else native.set_axis(index, axis=0)
+
+
+def _to_array(frame: nw.DataFrame) -> NDArray:
+    """An array of numbers where all columns are numbers or booleans, of objects otherwise."""
+    columns = list(frame.iter_columns())
+    if all(series.dtype.is_numeric() or series.dtype == nw.Boolean for series in columns):
+        decimal = [series.cast(nw.Float64) if series.dtype.is_decimal() else series for series in columns]
+        return np.column_stack([series.to_numpy() for series in decimal])
+    out = np.empty(frame.shape, dtype=object)
+    for j, series in enumerate(columns):
+        out[:, j] = series.to_list()
+    return out
