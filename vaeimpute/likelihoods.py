@@ -339,7 +339,7 @@ class Categorical(Likelihood):
         return torch.arange(len(self.valid)).unsqueeze(1).expand_as(self.valid)[self.valid.cpu()]
 
     def noise_floor(self) -> Tensor:
-        return (1 / (self.valid.sum(1).clamp(min=2) - 1.0))[self.feature_columns()]
+        return (1 / (self.valid.cpu().sum(1).clamp(min=2) - 1.0))[self.feature_columns()]
 
     def _one_hot(self, values: Tensor) -> Tensor:
         levels = torch.arange(self.n_params, device=values.device)

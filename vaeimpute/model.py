@@ -290,10 +290,12 @@ class ConditionalVAE(MaskedVAE):
         """Sum of the bank's known cells and of their weights, (M, B, F): a Gaussian kernel on the kept cells."""
         precision = kept * torch.exp(-2 * self.bandwidth_rate * self.log_bandwidth).unsqueeze(1)
         scores = (precision * filled) @ self.bank.T - 0.5 * precision @ self.bank.square().T  # (M, B, N)
-        if rows is not None:
-            scores = scores.masked_fill(rows.unsqueeze(-1) == self.bank_rows, -torch.inf)
-        weights = torch.softmax(scores, -1)
         known = self.bank_known.to(filled.dtype)
+        if rows is not None:
+            useless = rows.unsqueeze(-1) == self.bank_rows
+        else:  # the row itself, or one that knows nothing of what is asked, must not draw the weight to it
+            useless = (~kept).to(filled.dtype) @ known.transpose(-1, -2) < 0.5
+        weights = torch.softmax(scores.masked_fill(useless, -1e9), -1)
         voted, votes = (weights @ torch.cat([self.bank * known, known], -1)).chunk(2, -1)
         return voted, votes
 

@@ -32,10 +32,10 @@ class MaskCalibration:
 
         Examples
         --------
-        >>> observed = np.array([[True], [False]] * 50)
-        >>> nll = np.where(observed[:, 0], 1.0, 0.0) + np.tile([0.5, 0.0, -0.5, 0.0], 25)
-        >>> MaskCalibration.fit(nll, observed).score(nll, observed)[:2].round(1)
-        array([1., 0.])
+        >>> observed = np.array([[True, True], [True, False]] * 50)
+        >>> nll = observed.sum(1) + np.tile([0.5, 0.5, -0.5, -0.5], 25)  # half a nat off what the mask explains
+        >>> MaskCalibration.fit(nll, observed).score(nll, observed)[:4].round(1)
+        array([ 1.,  1., -1., -1.])
         """
         bits = observed.astype(float)
         location = Ridge(1.0).fit(bits, nll)

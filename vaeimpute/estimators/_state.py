@@ -56,8 +56,10 @@ def learned_state(learned: Mapping[str, Any]) -> tuple[dict[str, NDArray], dict]
 def from_learned_state(tensors: Mapping[str, NDArray], header: Mapping, device: torch.device) -> dict[str, Any]:
     """The inverse of `learned_state`, on any device."""
     weights = {key: value for key, value in tensors.items() if key not in (*_ARRAYS, "location", "log_variance")}
+    with torch.random.fork_rng(devices=[]):  # PyTorch draws weights for a new module, before these take their place
+        ensemble = inference.from_state(weights, header, device)
     learned = {name: tensors[name] for name in _ARRAYS} | {
-        "ensemble_": inference.from_state(weights, header, device),
+        "ensemble_": ensemble,
         "mask_calibration_": MaskCalibration(tensors["location"], tensors["log_variance"]),
         "encoder_": TableEncoder.from_json(header["encoder"]),
     }
