@@ -242,11 +242,11 @@ def _plan(model: MaskedVAE, n: int, table: Table) -> Plan:
         if n < 2000:
             plan = Plan(min(800, 2 * n + 200), 64, 3e-3, (5, 10), 5 if n < 500 else 8, 0.3)
         else:
-            plan = Plan(500, 256, 4e-3, (4, 4), 6, 0.3)
+            plan = Plan(400, 256, 4e-3, (4, 4), 6, 0.1)
         if any(table.n_levels):
             plan = Plan(min(800, 2 * n + 200), 256 if n >= 500 else 64, 2e-3 if n >= 1500 else 1e-3, (5, 5), 6, 0.3)
     else:
-        plan = Plan(min(700, n + 200), 128 if n < 500 else 256, 4e-3, (1, 1), 5 if n < 500 else 8, 0.3)
+        plan = Plan(min(700, n + 200), 128 if n < 500 else 256, 4e-3, (1, 1), 5 if n < 500 else 8, 0.3 if n < 2000 else 0.1)
     if n < MIN_ROWS:
         return Plan(0, 1, 0.0)
     # Wide tables get fewer steps: a step costs six operations per weight, row and draw.

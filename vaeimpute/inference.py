@@ -17,7 +17,7 @@ from vaeimpute.likelihoods import CellSpec
 from vaeimpute.model import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
 
 _CELLS = 2**23  # parameters held at once
-N_DRAWS = {JointVAE: 100, ConditionalVAE: 16}
+N_DRAWS = {JointVAE: 64, ConditionalVAE: 8}
 
 
 class Ensemble(NamedTuple):

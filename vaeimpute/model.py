@@ -203,6 +203,7 @@ class ConditionalVAE(MaskedVAE):
 
     bandwidth_rate = 2.0  # its logarithm learns so many times faster than the network
     bandwidth = 0.5  # of the neighbours' kernel at the start, in standard deviations of a feature
+    bank_in_training = 1024  # rows looked at in a step; all of the bank at prediction
     n_latent = 8  # what hidden cells share beyond the kept ones
     hide_all = 0.1  # share of rows that keep nothing: on these the bound is the masked ELBO
     max_hidden = 0.7
@@ -288,15 +289,21 @@ class ConditionalVAE(MaskedVAE):
 
     def _neighbours(self, filled: Tensor, kept: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sum of the bank's known cells and of their weights, (M, B, F): a Gaussian kernel on the kept cells."""
+        bank, bank_rows, known = self.bank, self.bank_rows, self.bank_known
+        if rows is not None and len(bank) > self.bank_in_training:
+            start = int(torch.randint(len(bank) - self.bank_in_training + 1, (1,)))
+            part = slice(start, start + self.bank_in_training)
+            bank, bank_rows, known = bank[part], bank_rows[part], known[:, part]
+        known = known.to(filled.dtype)
         precision = kept * torch.exp(-2 * self.bandwidth_rate * self.log_bandwidth).unsqueeze(1)
-        scores = (precision * filled) @ self.bank.T - 0.5 * precision @ self.bank.square().T  # (M, B, N)
-        known = self.bank_known.to(filled.dtype)
+        terms, features = torch.cat([precision * filled, precision], -1), torch.cat([bank, -0.5 * bank.square()], -1)
+        scores = terms @ features.T  # (M, B, N), minus half the squared distance up to a constant of the row
         if rows is not None:
-            useless = rows.unsqueeze(-1) == self.bank_rows
+            useless = rows.unsqueeze(-1) == bank_rows
         else:  # the row itself, or one that knows nothing of what is asked, must not draw the weight to it
             useless = (~kept).to(filled.dtype) @ known.transpose(-1, -2) < 0.5
         weights = torch.softmax(scores.masked_fill(useless, -1e9), -1)
-        voted, votes = (weights @ torch.cat([self.bank * known, known], -1)).chunk(2, -1)
+        voted, votes = (weights @ torch.cat([bank * known, known], -1)).chunk(2, -1)
         return voted, votes
 
 

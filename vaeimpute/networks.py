@@ -7,6 +7,7 @@ set of kernel calls and its members share the cores.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,24 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n_members, 1, n_out).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = x.shape
-        out = torch.baddbmm(self.bias, x.reshape(shape[0], -1, shape[-1]), self.weight)
+        shape, weight = x.shape, self.weight
+        x = x.reshape(shape[0], -1, shape[-1])
+        if self.training and x.dtype == torch.float32 and has_fast_bfloat16(x.device):
+            out = torch.bmm(x.bfloat16(), weight.bfloat16()).float() + self.bias
+        else:
+            out = torch.baddbmm(self.bias, x, weight)
         return out.view(*shape[:-1], out.shape[-1])
+
+
+@cache
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run in hardware: they are then two to four times as fast.
+
+    Training uses them for the products alone; sums, norms, the linear backbone and all inference stay in full precision.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 class ResidualMLP(nn.Module):

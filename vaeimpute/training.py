@@ -160,7 +160,13 @@ def fit_model(
         with torch.no_grad():
             return held_out_error(candidate, values[rows], seen[:, rows], asked, noise)
 
+    def progress(errors: Tensor) -> float:
+        """Error relative to the start, averaged over columns: a few outlying cells must not decide alone."""
+        ratio = errors.sum(0) / first.clamp(min=1e-12)
+        return ratio[first > 0].mean().item() if (first > 0).any() else 0.0
+
     errors = check()
+    first = errors.sum(0)
     best_step, best = 0, errors
     best_state = copy.deepcopy(loop.average.module.state_dict())
     history = [{"step": 0, "error": errors.sum().item() / n_asked, "seconds": clock.seconds()}]
@@ -174,7 +180,7 @@ def fit_model(
                 {"step": step + plan.check_every, "error": errors.sum().item() / n_asked, "seconds": clock.seconds()}
             )
             on_check(history[-1])
-            if errors.sum() < best.sum():
+            if progress(errors) < progress(best):
                 best_step, best = step + plan.check_every, errors
                 best_state = copy.deepcopy(loop.average.module.state_dict())
             elif step + plan.check_every - best_step >= plan.patience * plan.check_every:

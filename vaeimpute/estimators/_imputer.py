@@ -299,25 +299,32 @@ class VAEImputer(TransformerMixin, BaseVAE):
         return [f"missingindicator_{name}" for name in _check_feature_names_in(self)[self.had_holes_]]
 
     def _points(self, values: NDArray, observed: NDArray) -> NDArray:
-        """What stands for each cell, (n, D)."""
-        x, o = self._tensors(values, observed)
-        if o.all():
-            return values
-        points = self._all_columns(inference.impute(self.ensemble_, x, o))
+        """What stands for each cell, (n, D); only rows with holes are worked on."""
+        points = values.copy()
+        rows = np.flatnonzero(~observed[:, self.modelled_].all(1))
+        if len(rows) == 0:
+            return points
+        x, o = self._tensors(values[rows], observed[rows])
+        points[rows] = self._all_columns(inference.impute(self.ensemble_, x, o))
         if self.point == "mean":
             return points
         numbers = self.modelled_ & [column.n_levels == 0 for column in self.encoder_.schema.columns]
         # Row by row, because the noise of a draw depends on the row's place in its batch, and the answer must not.
-        for row in np.flatnonzero((~observed & numbers).any(1)):
+        for row in rows[(~observed[rows] & numbers).any(1)]:
             one = slice(row, row + 1)
             draws = self._draws(values[one], observed[one], _MEDIAN_DRAWS, random_state=0)
             points[row, numbers] = self._all_columns(draws.median(0).values)[0, numbers]
         return points
 
     def _draws(self, values: NDArray, observed: NDArray, n_draws: int, random_state: Any) -> torch.Tensor:
-        """Random completions of the modelled columns, (n_draws, n, d)."""
-        with seeded(random_state, self.ensemble_.share.device):
-            return inference.draw(self.ensemble_, *self._tensors(values, observed), n_draws)
+        """Random completions of the modelled columns, (n_draws, n, d); only rows with holes are worked on."""
+        x, o = self._tensors(values, observed)
+        rows = ~o.all(1)
+        draws = x.repeat(n_draws, 1, 1)
+        with seeded(random_state, x.device):
+            if rows.any():
+                draws[:, rows] = inference.draw(self.ensemble_, x[rows], o[rows], n_draws)
+        return draws
 
     def _filled(self, X: Any, values: NDArray, observed: NDArray) -> Any:
         known = observed | (~self.modelled_ & (not self.keep_empty_features))
