@@ -14,13 +14,15 @@ LEVELS = {
     "schema": 0,
     "amputation": 0,
     "metrics": 0,
-    "likelihoods": 0,
+    "distributions": 0,
+    "likelihoods": 0.5,  # on top of the distributions
     "linear": 0,
     "networks": 0,
     "objective": 0,
     "persistence": 0,
     "encoding": 1,
-    "model": 1,
+    "columns": 1,
+    "model": 1.5,  # on top of the columns' product
     "training": 2,
     "inference": 2,
     "scoring": 3,

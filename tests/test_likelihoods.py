@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, ColumnLikelihoods, is_discrete
+from vaeimpute.columns import ColumnLikelihoods
+from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, is_discrete
 
 F64 = torch.float64
 FLOOR = -3.5

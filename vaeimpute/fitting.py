@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Generic, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vaeimpute.inference import Ensemble, draw_per_member, latent_noise
-from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, ColumnLikelihoods, is_discrete
+from vaeimpute.columns import ColumnLikelihoods
+from vaeimpute.inference import Ensemble, Reading, draw_per_member, latent_noise
+from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, is_discrete
 from vaeimpute.linear import FLOORS, Linear, choose_linear, fit_linear
 from vaeimpute.model import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
 from vaeimpute.training import Clock, Fit, Folds, Plan, fit_model, refit_model
@@ -95,53 +97,51 @@ def fit_table(
         return _fit(table, dtype, clock, on_check)
 
 
+class _Trained(NamedTuple, Generic[Reading]):
+    """A reading after its training with held-out cells, and what its refit on all cells needs."""
+
+    model: Reading
+    fit: Fit
+    plan: Plan
+    folds: Folds | None
+
+
 def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> tuple[Ensemble, list[dict], bool]:
     values, observed = table.values.to(dtype), table.observed
-    n, device = len(values), values.device
-    n_members = _n_members(n)
-    held_out = observed & (torch.rand(n_members, *observed.shape, device=device) < HELD_OUT)
-    joint_specs, conditional_specs = cell_specs(table)
-    start = _LinearStart(table, joint_specs, held_out)
-    log_scale_floor = 0.5 * math.log(start.level) - 1.2
+    held_out = observed & (torch.rand(_n_members(len(values)), *observed.shape, device=values.device) < HELD_OUT)
+    specs = cell_specs(table)
+    start = _LinearStart(table, specs[0], held_out)
 
-    models: list[MaskedVAE] = []
-    fits: list[Fit] = []
-    plans, foldses = [], []
-    history: list[dict] = []
-    for kind, specs, share in ((JointVAE, joint_specs, 0.45), (ConditionalVAE, conditional_specs, 0.85)):
-        name = "joint" if kind is JointVAE else "conditional"
-        features = ColumnLikelihoods(specs).to(device, torch.float64)
+    def train(kind: type[Reading], name: str, specs: list[CellSpec], share: float) -> _Trained[Reading]:
+        features = ColumnLikelihoods(specs).to(values.device, torch.float64)
         linear, folds = start.fit(features, dtype, with_folds=kind is ConditionalVAE)
-        model = kind(_config(kind, n, start.rank, n_members, log_scale_floor, table), specs).to(device, dtype)
+        model = kind(_config(kind, table, start.rank, start.level), specs).to(values.device, dtype)
         model.start(linear, values, observed)
-        plan = _plan(model, n, table)
+        plan = _plan(model, table)
+
+        def report(record: dict) -> None:
+            on_check(name, record, plan)
+
         noise = latent_noise(model, 32 if kind is JointVAE else 8)
         fit = fit_model(
-            model,
-            values,
-            observed,
-            held_out,
-            noise,
-            plan,
-            folds=folds,
-            clock=clock,
-            share=share,
-            on_check=lambda record, name=name, plan=plan: on_check(name, record, plan),
+            model, values, observed, held_out, noise, plan, folds=folds, clock=clock, share=share, on_check=report
         )
-        history += [{"reading": name, **record} for record in fit.history]
-        models.append(model)
-        fits.append(fit)
-        plans.append(plan)
-        foldses.append(folds)
+        return _Trained(model, fit, plan, folds)
 
-    share_of_joint = _shares(fits[0].errors.sum(0), fits[1].errors.sum(0))
-    joint, conditional = models
-    spread = _spread(joint, conditional, share_of_joint, values, observed, held_out, table.n_levels)
-    for model, fit, plan, folds in zip(models, fits, plans, foldses, strict=True):
-        if fit.best_step:
-            steps = int(plan.refit * fit.best_step)
-            refit_model(model, values, observed, plan, steps, folds=folds, clock=clock)
-    return Ensemble(joint, conditional, share_of_joint, spread), history, clock.interrupted
+    joint = train(JointVAE, "joint", specs[0], share=0.45)
+    conditional = train(ConditionalVAE, "conditional", specs[1], share=0.85)
+    share = _shares(joint.fit.errors.sum(0), conditional.fit.errors.sum(0))
+    spread = _spread(joint.model, conditional.model, share, values, observed, held_out, table.n_levels)
+    for trained in (joint, conditional):
+        steps = int(trained.plan.refit * trained.fit.best_step)
+        if steps:
+            refit_model(trained.model, values, observed, trained.plan, steps, folds=trained.folds, clock=clock)
+    history = [
+        {"reading": name, **record}
+        for name, trained in (("joint", joint), ("conditional", conditional))
+        for record in trained.fit.history
+    ]
+    return Ensemble(joint.model, conditional.model, share, spread), history, clock.interrupted
 
 
 class _LinearStart:
@@ -159,9 +159,7 @@ class _LinearStart:
         self.rank, chosen = choose_linear(features, observed, self.held_out[0][:, columns], floor, weight=weight)
         self.level = min(chosen.min().item(), FLOORS[0])
 
-    def fit(
-        self, likelihoods: ColumnLikelihoods, dtype: torch.dtype, with_folds: bool
-    ) -> tuple[Linear, Folds | None]:
+    def fit(self, likelihoods: ColumnLikelihoods, dtype: torch.dtype, with_folds: bool) -> tuple[Linear, Folds | None]:
         """One backbone per member, blind to its held-out cells; per fold one for the rows of that fold."""
         features, observed, floor = self._features(likelihoods, self.level)
         hidden = self.held_out[..., likelihoods.feature_columns]
@@ -179,7 +177,7 @@ class _LinearStart:
 
 
 def _shares(joint: Tensor, conditional: Tensor) -> Tensor:
-    """Share of the joint reading per column: inverse squared held-out error (D,), or one half where nothing was asked."""
+    """Share of the joint reading per column: inverse squared held-out error (D,), one half where none was asked."""
     a, b = conditional.square(), joint.square()
     return torch.where(a + b > 0, a / (a + b).clamp(min=1e-30), 0.5)
 
@@ -228,29 +226,34 @@ def _n_members(n: int) -> int:
     return 4 if n < 500 else 2
 
 
-def _config(
-    kind: type[MaskedVAE], n: int, rank: int, n_members: int, log_scale_floor: float, table: Table
-) -> ModelConfig:
+def _config(kind: type[MaskedVAE], table: Table, rank: int, level: float) -> ModelConfig:
+    n = len(table.values)
+    log_scale_floor = 0.5 * math.log(level) - 1.2  # the network may go below the linear model's noise, not to zero
     if kind is JointVAE:
         dropout = 0.3 if any(table.n_levels) else 0.1 if n < 2000 else 0.0
-        return ModelConfig(n_members, rank, 96, 2, dropout, log_scale_floor)
-    return ModelConfig(n_members, rank, 128, 2, 0.3 if n < 500 else 0.2 if n < 2000 else 0.1, log_scale_floor, 10 if n < 500 else 16, min(n, 2048))
+        return ModelConfig(_n_members(n), rank, 96, 2, dropout, log_scale_floor)
+    dropout = 0.3 if n < 500 else 0.2 if n < 2000 else 0.1
+    return ModelConfig(
+        _n_members(n), rank, 128, 2, dropout, log_scale_floor, n_bins=10 if n < 500 else 16, n_bank=min(n, 2048)
+    )
 
 
-def _plan(model: MaskedVAE, n: int, table: Table) -> Plan:
-    if isinstance(model, JointVAE):
-        if n < 2000:
-            plan = Plan(min(800, 2 * n + 200), 64, 3e-3, (5, 10), 5 if n < 500 else 8, 0.3)
-        else:
-            plan = Plan(400, 256, 4e-3, (4, 4), 6, 0.1)
-        if any(table.n_levels):
-            plan = Plan(min(800, 2 * n + 200), 256 if n >= 500 else 64, 2e-3 if n >= 1500 else 1e-3, (5, 5), 6, 0.3)
-    else:
-        plan = Plan(min(700, n + 200), 128 if n < 500 else 256, 4e-3, (1, 1), 5 if n < 500 else 8, 0.3 if n < 2000 else 0.1)
+def _plan(model: MaskedVAE, table: Table) -> Plan:
+    n, has_classes = len(table.values), any(table.n_levels)
     if n < MIN_ROWS:
-        return Plan(0, 1, 0.0)
+        return Plan(steps=0, batch_size=1, learning_rate=1.0)
+    patience = 5 if n < 500 else 8
+    if isinstance(model, ConditionalVAE):
+        refit = 0.3 if n < 2000 else 0.1
+        plan = Plan(min(700, n + 200), 128 if n < 500 else 256, 4e-3, patience=patience, refit=refit)
+    elif has_classes:
+        rate = 1e-3 if n < 1500 else 2e-3
+        plan = Plan(min(800, 2 * n + 200), 64 if n < 500 else 256, rate, n_draws=(5, 5), patience=6)
+    elif n < 2000:
+        plan = Plan(min(800, 2 * n + 200), 64, 3e-3, n_draws=(5, 10), patience=patience)
+    else:
+        plan = Plan(400, 256, 4e-3, n_draws=(4, 4), patience=6, refit=0.1)
     # Wide tables get fewer steps: a step costs six operations per weight, row and draw.
     weights = sum(p.numel() for p in model.parameters())
-    cost = 6 * weights * plan.batch_size * plan.n_draws[1]
-    steps = min(plan.steps, max(100, int(0.5 * _COST / cost)))
-    return Plan(steps, plan.batch_size, plan.learning_rate, plan.n_draws, plan.patience, plan.refit)
+    steps = int(0.5 * _COST / (6 * weights * plan.batch_size * plan.n_draws[1]))
+    return replace(plan, steps=min(plan.steps, max(100, steps)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from vaeimpute import objective
 from vaeimpute.likelihoods import CellSpec
 from vaeimpute.model import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
 
+Reading = TypeVar("Reading", bound=MaskedVAE)
 _CELLS = 2**23  # parameters held at once
 N_DRAWS = {JointVAE: 64, ConditionalVAE: 8}
 
@@ -164,10 +165,8 @@ def cell_log_density(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Te
 def encode(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
     """Latent means of the first member of the joint reading, (n, L)."""
     model = ensemble.joint
-    parts = []
-    for rows in _chunks(model, len(values), 1):
-        parts.append(model.encode(*_for_members(model, values[rows], observed[rows]))[0])
-    return torch.cat(parts)
+    chunks = _chunks(model, len(values), 1)
+    return torch.cat([model.encode(*_for_members(model, values[rows], observed[rows]))[0] for rows in chunks])
 
 
 @torch.no_grad()
@@ -219,13 +218,15 @@ def to_state(ensemble: Ensemble) -> tuple[dict[str, np.ndarray], dict]:
 def from_state(tensors: Mapping[str, np.ndarray], header: Mapping, device: torch.device) -> Ensemble:
     """The inverse of `to_state`, on any device."""
     arrays = {key: torch.tensor(value, device=device) for key, value in tensors.items()}
-    models = []
-    for name, kind in (("joint", JointVAE), ("conditional", ConditionalVAE)):
+
+    def restored(kind: type[Reading], name: str) -> Reading:
         specs = [
             CellSpec(spec["family"], tuple(spec["points"]), tuple(spec["edges"])) for spec in header[name]["specs"]
         ]
         model = kind(ModelConfig(**header[name]["config"]), specs).to(device, arrays["share"].dtype)
-        state = {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
-        model.load_state_dict(state)
-        models.append(model.eval())
-    return Ensemble(models[0], models[1], arrays["share"], arrays["spread"])
+        prefix = f"{name}."
+        model.load_state_dict({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+        return model.eval()
+
+    joint, conditional = restored(JointVAE, "joint"), restored(ConditionalVAE, "conditional")
+    return Ensemble(joint, conditional, arrays["share"], arrays["spread"])

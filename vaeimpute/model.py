@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from vaeimpute import objective
-from vaeimpute.likelihoods import CellSpec, ColumnLikelihoods
+from vaeimpute.columns import ColumnLikelihoods
+from vaeimpute.likelihoods import CellSpec
 from vaeimpute.linear import Linear, conditional, posterior
 from vaeimpute.networks import ResidualMLP, StackedLinear
 
@@ -47,6 +48,10 @@ class MaskedVAE(nn.Module, ABC):
         The likelihood of each column.
     """
 
+    W: Tensor  # (M, F, L)
+    b: Tensor  # (M, F)
+    psi: Tensor  # (M, F)
+
     def __init__(self, config: ModelConfig, specs: Sequence[CellSpec]) -> None:
         super().__init__()
         self.config = config
@@ -56,10 +61,7 @@ class MaskedVAE(nn.Module, ABC):
         self.register_buffer("b", torch.zeros(M, F))
         self.register_buffer("psi", torch.ones(M, F))
 
-    @property
-    @abstractmethod
-    def n_latent(self) -> int:
-        """Number of latent dimensions L."""
+    n_latent: int  # number of latent dimensions L
 
     @property
     def linear(self) -> Linear:
@@ -129,6 +131,7 @@ class JointVAE(MaskedVAE):
     def __init__(self, config: ModelConfig, specs: Sequence[CellSpec]) -> None:
         super().__init__(config, specs)
         M, F, rank = config.n_members, self.likelihoods.n_features, config.rank
+        self.n_latent = rank
         sizes = (M, config.width)
         self.encoder = ResidualMLP(M, 3 * F + rank, config.width, config.depth, config.dropout, norm=True)
         self.encoder_head = StackedLinear(*sizes, 2 * rank, zero=True)
@@ -137,10 +140,6 @@ class JointVAE(MaskedVAE):
         self.decoder_W = nn.Parameter(torch.zeros(M, F, rank))
         self.decoder_b = nn.Parameter(torch.zeros(M, F))
         self.log_scale = nn.Parameter(torch.zeros(M, F))
-
-    @property
-    def n_latent(self) -> int:
-        return self.config.rank
 
     @torch.no_grad()
     def start(self, linear: Linear, values: Tensor, observed: Tensor) -> None:
@@ -207,6 +206,11 @@ class ConditionalVAE(MaskedVAE):
     n_latent = 8  # what hidden cells share beyond the kept ones
     hide_all = 0.1  # share of rows that keep nothing: on these the bound is the masked ELBO
     max_hidden = 0.7
+
+    edges: Tensor  # (numbers, bins + 1) quantiles of each numeric feature
+    bank: Tensor  # (N, F) training rows, their holes filled by the linear model
+    bank_rows: Tensor  # (N,) their numbers in the training table
+    bank_known: Tensor  # (M, N, F) which of their cells each member may use
 
     def __init__(self, config: ModelConfig, specs: Sequence[CellSpec]) -> None:
         super().__init__(config, specs)

@@ -49,7 +49,7 @@ class StackedLinear(nn.Module):
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 run in hardware: they are then two to four times as fast.
 
-    Training uses them for the products alone; sums, norms, the linear backbone and all inference stay in full precision.
+    Training uses them for the products alone; sums, norms, the linear backbone and inference stay in full precision.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -156,7 +156,7 @@ def fit_model(
     loop = _Loop(model, plan)
 
     def check() -> Tensor:
-        candidate = loop.average.module.eval()
+        candidate = loop.averaged.eval()
         with torch.no_grad():
             return held_out_error(candidate, values[rows], seen[:, rows], asked, noise)
 
@@ -168,7 +168,7 @@ def fit_model(
     errors = check()
     first = errors.sum(0)
     best_step, best = 0, errors
-    best_state = copy.deepcopy(loop.average.module.state_dict())
+    best_state = copy.deepcopy(loop.averaged.state_dict())
     history = [{"step": 0, "error": errors.sum().item() / n_asked, "seconds": clock.seconds()}]
     try:
         for step in range(0, plan.steps, plan.check_every):
@@ -182,7 +182,7 @@ def fit_model(
             on_check(history[-1])
             if progress(errors) < progress(best):
                 best_step, best = step + plan.check_every, errors
-                best_state = copy.deepcopy(loop.average.module.state_dict())
+                best_state = copy.deepcopy(loop.averaged.state_dict())
             elif step + plan.check_every - best_step >= plan.patience * plan.check_every:
                 break
     except KeyboardInterrupt:
@@ -207,7 +207,7 @@ def refit_model(
             loop.run(values, cells, range(step, min(step + plan.check_every, steps)), folds)
     except KeyboardInterrupt:
         clock.interrupted = True
-    model.load_state_dict(loop.average.module.state_dict())
+    model.load_state_dict(loop.averaged.state_dict())
     model.eval()
 
 
@@ -223,6 +223,11 @@ class _Loop:
         self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.99), fused=True)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
         self.average.update_parameters(model)
+
+    @property
+    def averaged(self) -> MaskedVAE:
+        """The model with averaged weights."""
+        return cast(MaskedVAE, self.average.module)
 
     def run(self, values: Tensor, cells: Tensor, steps: range, folds: Folds | None) -> None:
         """Take some optimiser steps; `cells` (M, n, D) is what each member may see."""

@@ -1,0 +1,125 @@
+"""The product of the columns' likelihoods: the one place that knows where each column's numbers stand in a tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, Likelihood
+
+
+class ColumnLikelihoods(nn.Module):
+    """The product of the columns' likelihoods: the one place that splits the decoder's output.
+
+    Columns of one family and of similar width form a group, so that 500 Gaussian columns are one call. Parameters and
+    features are laid out group after group; cells and answers stay in the table's column order, so that the answers
+    of two readings of one table can be averaged.
+
+    Parameters
+    ----------
+    specs : sequence of CellSpec
+        One per column.
+    log_scale_floor : float
+        Smallest log standard deviation of a Gaussian, in units of the standardised column.
+    """
+
+    order: Tensor  # (D,) columns group after group
+    inverse: Tensor  # (D,)
+    feature_columns: Tensor  # (F,) column of each feature
+    numeric_features: Tensor  # features that are numbers on a line
+    answer_columns: Tensor  # (A,) column of each answer
+    answer_order: Tensor  # (A,)
+    answer_inverse: Tensor  # (A,)
+
+    def __init__(self, specs: Sequence[CellSpec], log_scale_floor: float = -3.5) -> None:
+        super().__init__()
+        self.specs = tuple(specs)
+        members: dict[tuple[str, int], list[int]] = {}
+        for column, spec in enumerate(specs):
+            width = math.ceil(math.log2(max(len(spec.points), 4)))
+            members.setdefault((spec.family, width), []).append(column)
+        self.groups: list[Likelihood] = [
+            LIKELIHOODS[family]([specs[c] for c in columns], log_scale_floor)
+            for (family, _), columns in members.items()
+        ]
+        self._modules_to_move = nn.ModuleList(self.groups)  # so that `to` reaches their buffers
+        order = torch.tensor([column for columns in members.values() for column in columns])
+        self._sizes = [len(columns) for columns in members.values()]
+        self._param_sizes = [size * g.n_params for size, g in zip(self._sizes, self.groups, strict=True)]
+        self._feature_sizes = [g.n_features for g in self.groups]
+        self._answer_sizes = [g.n_answers for g in self.groups]
+        self.n_params, self.n_features = sum(self._param_sizes), sum(self._feature_sizes)
+        self.n_answers = sum(self._answer_sizes)
+        self._sorted = bool((order.diff() > 0).all())
+        local = list(zip(order.split(self._sizes), self.groups, strict=True))
+        answer_columns, answer_order = torch.cat([c[g.answer_columns()] for c, g in local]).sort(stable=True)
+        buffers = {
+            "order": order,
+            "inverse": order.argsort(),
+            "feature_columns": torch.cat([c[g.feature_columns()] for c, g in local]),
+            "numeric_features": torch.cat([torch.full((g.n_features,), g.numeric) for g in self.groups])
+            .nonzero()
+            .squeeze(-1),
+            "answer_columns": answer_columns,
+            "answer_order": answer_order,
+            "answer_inverse": answer_order.argsort(),
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def features(self, values: Tensor) -> Tensor:
+        """What the linear backbone sees: (..., D) to (..., F)."""
+        return torch.cat([g.features(v) for g, v in zip(self.groups, self._split(values), strict=True)], -1)
+
+    def noise_floor(self) -> Tensor:
+        """Smallest noise variance of each feature, (F,)."""
+        return torch.cat([g.noise_floor() for g in self.groups])
+
+    def base(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+        """Parameters (..., P) of the linear prediction with mean and log standard deviation (..., F)."""
+        means, scales = mean.split(self._feature_sizes, -1), log_scale.split(self._feature_sizes, -1)
+        return torch.cat([g.base(m, s).flatten(-2) for g, m, s in zip(self.groups, means, scales, strict=True)], -1)
+
+    def log_prob(self, params: Tensor, values: Tensor) -> Tensor:
+        """Log-likelihood of each cell: (..., P) and (..., D) to (..., D)."""
+        parts = zip(self.groups, self._params(params), self._split(values), strict=True)
+        return self._join([g(p).log_prob(v) for g, p, v in parts])
+
+    def sample(self, params: Tensor) -> Tensor:
+        """One draw of each cell, (..., D), from PyTorch's global generator."""
+        parts = zip(self.groups, self._params(params), strict=True)
+        return self._join([g(p).sample().to(params.dtype) for g, p in parts])
+
+    def answers(self, params: Tensor) -> Tensor:
+        """Expected numbers and class probabilities, (..., A): what is averaged over draws, members and readings."""
+        parts = [g.answers(p) for g, p in zip(self.groups, self._params(params), strict=True)]
+        return self._join_answers(parts)
+
+    def targets(self, values: Tensor) -> Tensor:
+        """The answers of an oracle, (..., A)."""
+        return self._join_answers([g.targets(v) for g, v in zip(self.groups, self._split(values), strict=True)])
+
+    def points(self, answers: Tensor) -> Tensor:
+        """Cells (..., D) from averaged answers: the mean of a number, the mode of a class."""
+        ordered = answers if self._sorted else answers.index_select(-1, self.answer_inverse)
+        parts = ordered.split(self._answer_sizes, -1)
+        return self._join([g.points(a) for g, a in zip(self.groups, parts, strict=True)])
+
+    def _split(self, values: Tensor) -> tuple[Tensor, ...]:
+        ordered = values if self._sorted else values.index_select(-1, self.order)
+        return ordered.split(self._sizes, -1)
+
+    def _params(self, params: Tensor) -> list[Tensor]:
+        parts = params.split(self._param_sizes, -1)
+        return [p.unflatten(-1, (-1, g.n_params)) for p, g in zip(parts, self.groups, strict=True)]
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        cells = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return cells if self._sorted else cells.index_select(-1, self.inverse)
+
+    def _join_answers(self, parts: list[Tensor]) -> Tensor:
+        answers = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return answers if self._sorted else answers.index_select(-1, self.answer_order)

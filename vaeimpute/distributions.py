@@ -1,0 +1,85 @@
+"""The two distributions that PyTorch lacks: over numbered levels, and a histogram beside a Gaussian."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributions as dist
+
+_OUTSIDE = -1e4  # log-density of the histogram beyond its bins: finite, so that no gradient is NaN
+
+
+class LevelDistribution(dist.Distribution):
+    """Distribution over the values ``points`` (C, N) with `logits` (..., C, N)."""
+
+    def __init__(self, logits: Tensor, points: Tensor, cuts: Tensor) -> None:
+        self.logits = logits.log_softmax(-1)
+        self.points, self.cuts = points, cuts
+        super().__init__(logits.shape[:-1], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.logits.exp() * self.points).sum(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return pick(self.logits, bin_of(value, self.cuts))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        index = dist.Categorical(logits=self.logits, validate_args=False).sample(torch.Size(sample_shape))
+        return pick(self.points.expand(*index.shape, -1), index)
+
+
+class HistogramMixture(dist.Distribution):
+    """Mixture of a Gaussian and a histogram over bins with inner `edges` (C, N - 1), mean `points`, `low` and `width`.
+
+    Nothing lies above `high` (C,).
+    """
+
+    def __init__(
+        self, params: Tensor, points: Tensor, edges: Tensor, low: Tensor, width: Tensor, high: Tensor, floor: float
+    ) -> None:
+        self.loc, self.log_scale, gate = params[..., 0], params[..., 1].clamp(min=floor), params[..., 2]
+        self.log_share = torch.nn.functional.logsigmoid(gate)  # of the histogram
+        self.log_rest = torch.nn.functional.logsigmoid(-gate)
+        self.logits = params[..., 3:].log_softmax(-1)
+        self.points, self.edges, self.low, self.width, self.high = points, edges, low, width, high
+        super().__init__(params.shape[:-1], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        share = self.log_share.exp()
+        return (1 - share) * self.loc + share * (self.logits.exp() * self.points).sum(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        index = bin_of(value, self.edges)
+        log_density = pick(self.logits, index) - pick(self.width.log().expand(*index.shape, -1), index)
+        inside = (value >= self.low[:, 0]) & (value <= self.high)
+        log_density = torch.where(inside, log_density, _OUTSIDE)
+        standard = (value - self.loc) * torch.exp(-self.log_scale)
+        log_normal = -0.5 * standard.square() - self.log_scale - 0.5 * math.log(2 * math.pi)
+        return torch.logaddexp(self.log_rest + log_normal, self.log_share + log_density)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        index = dist.Categorical(logits=self.logits, validate_args=False).sample(torch.Size(sample_shape))
+        low, width, point = (pick(t.expand(*index.shape, -1), index) for t in (self.low, self.width, self.points))
+        # Uniform on either side of the bin's mean, which so stays the mean of the draws.
+        t = ((point - low) / width).clamp(0, 1)
+        u = torch.rand_like(low)
+        from_bin = low + width * torch.where(torch.rand_like(low) < t, t + (1 - t) * u, t * u)
+        normal = self.loc + self.log_scale.exp() * torch.randn_like(low)
+        return torch.where(torch.rand_like(low) < self.log_share.exp(), from_bin, normal)
+
+
+def bin_of(values: Tensor, cuts: Tensor) -> Tensor:
+    """Index of the bin of each value (..., C) among sorted inner edges (C, N - 1)."""
+    flat = values.reshape(-1, values.shape[-1]).T.contiguous()
+    return torch.searchsorted(cuts.to(values.dtype).contiguous(), flat, right=True).T.reshape(values.shape)
+
+
+def pick(table: Tensor, index: Tensor) -> Tensor:
+    """Entry of `table` (..., N) at each `index` (...)."""
+    return table.gather(-1, index.expand(table.shape[:-1]).unsqueeze(-1)).squeeze(-1)
