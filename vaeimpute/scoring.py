@@ -14,17 +14,20 @@ class MaskCalibration:
     """Location and scale of the negative log-likelihood as functions of which cells are observed.
 
     A raw likelihood shrinks with every missing cell. Two ridge regressions on the mask's bits, over training rows with
-    further cells hidden, predict the negative log-likelihood and the logarithm of its squared residual; the score is
-    what remains, in standard deviations.
+    further cells hidden, predict the negative log-likelihood and its squared residual (a sum over cells, hence linear
+    with positive weights); the score is what remains, in standard deviations.
 
     Attributes
     ----------
-    location, log_variance : ndarray of shape (D + 1,)
+    location, variance : ndarray of shape (D + 1,)
         Coefficients of the D mask bits and intercept.
+    floor : float
+        Smallest variance.
     """
 
     location: NDArray
-    log_variance: NDArray
+    variance: NDArray
+    floor: float
 
     @classmethod
     def fit(cls, nll: NDArray, observed: NDArray) -> MaskCalibration:
@@ -39,20 +42,17 @@ class MaskCalibration:
         """
         bits = observed.astype(float)
         location = Ridge(1.0).fit(bits, nll)
-        residual = nll - location.predict(bits)
-        floor = 1e-3 * max(float(np.mean(residual**2)), 1e-12)
-        log_variance = Ridge(10.0).fit(bits, np.log(residual**2 + floor))
-        # The mean of a log of squares lies below the log of their mean: bring the average variance back to one.
-        shift = np.log(np.mean(residual**2 / np.exp(log_variance.predict(bits))) + 1e-12)
+        squares = (nll - location.predict(bits)) ** 2
+        variance = Ridge(1.0, positive=True).fit(bits, squares)
+        floor = 0.01 * max(float(squares.mean()), 1e-12)
         return cls(
-            np.append(location.coef_, location.intercept_),
-            np.append(log_variance.coef_, log_variance.intercept_ + shift),
+            np.append(location.coef_, location.intercept_), np.append(variance.coef_, variance.intercept_), floor
         )
 
     def score(self, nll: NDArray, observed: NDArray) -> NDArray:
         """Standardised negative log-likelihood (n,); 0 for a row with nothing observed."""
         bits = np.column_stack([observed, np.ones(len(observed))]).astype(float)
-        z = (nll - bits @ self.location) / np.exp(0.5 * bits @ self.log_variance)
+        z = (nll - bits @ self.location) / np.sqrt(np.maximum(bits @ self.variance, self.floor))
         return np.where(observed.any(1), z, 0.0)
 
 

@@ -41,11 +41,12 @@ def learned_state(learned: Mapping[str, Any]) -> tuple[dict[str, NDArray], dict]
     """
     tensors, header = inference.to_state(learned["ensemble_"])
     calibration: MaskCalibration = learned["mask_calibration_"]
-    tensors |= {"location": calibration.location, "log_variance": calibration.log_variance}
+    tensors |= {"location": calibration.location, "variance": calibration.variance}
     tensors |= {name: learned[name] for name in _ARRAYS}
     names = learned.get("feature_names_in_")
     plain = set(learned) - {"ensemble_", "mask_calibration_", "encoder_", "feature_names_in_", *_ARRAYS}
     header |= {
+        "floor": calibration.floor,
         "encoder": learned["encoder_"].to_json(),
         "feature_names": None if names is None else names.tolist(),
         "plain": {name: learned[name] for name in sorted(plain)},
@@ -55,12 +56,12 @@ def learned_state(learned: Mapping[str, Any]) -> tuple[dict[str, NDArray], dict]
 
 def from_learned_state(tensors: Mapping[str, NDArray], header: Mapping, device: torch.device) -> dict[str, Any]:
     """The inverse of `learned_state`, on any device."""
-    weights = {key: value for key, value in tensors.items() if key not in (*_ARRAYS, "location", "log_variance")}
+    weights = {key: value for key, value in tensors.items() if key not in (*_ARRAYS, "location", "variance")}
     with torch.random.fork_rng(devices=[]):  # PyTorch draws weights for a new module, before these take their place
         ensemble = inference.from_state(weights, header, device)
     learned = {name: tensors[name] for name in _ARRAYS} | {
         "ensemble_": ensemble,
-        "mask_calibration_": MaskCalibration(tensors["location"], tensors["log_variance"]),
+        "mask_calibration_": MaskCalibration(tensors["location"], tensors["variance"], header["floor"]),
         "encoder_": TableEncoder.from_json(header["encoder"]),
     }
     if header["feature_names"] is not None:
