@@ -92,7 +92,7 @@ def fitted(request):
 @pytest.fixture
 def short_training(monkeypatch):
     """A hundred steps of the networks: the contract holds, or not, however well they fit."""
-    monkeypatch.setattr(fitting, "Plan", lambda steps, *more: Plan(min(steps, 100), *more))
+    monkeypatch.setattr(fitting, "Plan", lambda steps, *more, **named: Plan(min(steps, 100), *more, **named))
 
 
 def marks(name):

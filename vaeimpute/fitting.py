@@ -35,7 +35,7 @@ HELD_OUT = 0.1  # share of the observed cells that each member is asked for
 N_FOLDS = 4
 MIN_ROWS = 40  # below, the linear model alone answers
 _EM_ROWS = 20_000  # a linear model does not improve with more
-_COST = 7e12  # floating-point operations that training may take: about half a minute on two cores
+_COST = 6e11  # floating-point operations of one training: ten to twenty seconds on a laptop's core
 
 
 class Table(NamedTuple):
@@ -122,7 +122,7 @@ def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> 
         def report(record: dict) -> None:
             on_check(name, record, plan)
 
-        noise = latent_noise(model, 32 if kind is JointVAE else 8)
+        noise = latent_noise(model, 16 if kind is JointVAE else 4)
         fit = fit_model(
             model, values, observed, held_out, noise, plan, folds=folds, clock=clock, share=share, on_check=report
         )
@@ -244,16 +244,16 @@ def _plan(model: MaskedVAE, table: Table) -> Plan:
         return Plan(steps=0, batch_size=1, learning_rate=1.0)
     patience = 5 if n < 500 else 8
     if isinstance(model, ConditionalVAE):
-        refit = 0.3 if n < 2000 else 0.1
+        refit = 0.2 if n < 2000 else 0.1
         plan = Plan(min(700, n + 200), 128 if n < 500 else 256, 4e-3, patience=patience, refit=refit)
     elif has_classes:
         rate = 1e-3 if n < 1500 else 2e-3
-        plan = Plan(min(800, 2 * n + 200), 64 if n < 500 else 256, rate, n_draws=(5, 5), patience=6)
+        plan = Plan(min(600, 2 * n + 200), 64 if n < 500 else 128, rate, n_draws=(5, 5), patience=6)
     elif n < 2000:
-        plan = Plan(min(800, 2 * n + 200), 64, 3e-3, n_draws=(5, 10), patience=patience)
+        plan = Plan(min(700, 2 * n + 200), 64, 3e-3, n_draws=(5, 10), patience=patience)
     else:
         plan = Plan(400, 256, 4e-3, n_draws=(4, 4), patience=6, refit=0.1)
     # Wide tables get fewer steps: a step costs six operations per weight, row and draw.
     weights = sum(p.numel() for p in model.parameters())
-    steps = int(0.5 * _COST / (6 * weights * plan.batch_size * plan.n_draws[1]))
+    steps = int(_COST / (6 * weights * plan.batch_size * plan.n_draws[1]))
     return replace(plan, steps=min(plan.steps, max(100, steps)))

@@ -194,7 +194,7 @@ class Histogram(Likelihood):
         for name, value in [("grid", grid), ("edges", edges), ("low", low), ("width", (high - low).clamp(min=1e-6))]:
             self.register_buffer(name, value, persistent=False)
         self.register_buffer("high", torch.tensor([s.edges[-1] for s in specs], dtype=torch.float64), persistent=False)
-        self.register_buffer("mask", torch.where(valid, self.width.log(), _IMPOSSIBLE), persistent=False)
+        self.register_buffer("mask", torch.where(valid, 0.0, _IMPOSSIBLE), persistent=False)
 
     @classmethod
     def fit(cls, x: Tensor, n_levels: int) -> CellSpec:
@@ -227,10 +227,13 @@ class Histogram(Likelihood):
         return values
 
     def base(self, mean: Tensor, log_scale: Tensor) -> Tensor:
-        standard = (self.grid - mean.unsqueeze(-1)) * torch.exp(-log_scale).unsqueeze(-1)
-        logits = -0.5 * standard.square().clamp(max=60.0) + self.mask
+        # the Gaussian's own mass in each bin, the end bins open
+        edges = nn.functional.pad(self.edges, (1, 0), value=-math.inf)
+        below = torch.special.ndtr((edges - mean.unsqueeze(-1)) * torch.exp(-log_scale).unsqueeze(-1))
+        mass = nn.functional.pad(below, (0, 1), value=1.0).diff(dim=-1)
         gate = torch.full_like(mean, self._start_logit)
-        return torch.cat([torch.stack([mean, log_scale.expand_as(mean), gate], -1), logits], -1)
+        head = torch.stack([mean, log_scale.expand_as(mean), gate], -1)
+        return torch.cat([head, mass.clamp(min=1e-6).log() + self.mask], -1)
 
     def answers(self, params: Tensor) -> Tensor:
         return self(params).mean

@@ -286,7 +286,7 @@ class ConditionalVAE(MaskedVAE):
         low, high = self.edges[:, :-1], self.edges[:, 1:]
         bins = ((numbers - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).flatten(-2)
         h = self.trunk(torch.cat([torch.where(o, x, 0), filled, o.to(x.dtype), voted, votes, bins], -1))
-        gate = torch.sigmoid(self.gate_head(h) - 2)
+        gate = torch.sigmoid(self.gate_head(h) - 4)  # closed at the start
         base = self.likelihoods.base(mean + gate * (voted - mean), 0.5 * variance.log())
         latent_mean, log_scale = self.prior_head(h).chunk(2, -1)
         return base, h, latent_mean, log_scale
