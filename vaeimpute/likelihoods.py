@@ -228,9 +228,9 @@ class Histogram(Likelihood):
 
     def base(self, mean: Tensor, log_scale: Tensor) -> Tensor:
         # the Gaussian's own mass in each bin, the end bins open
-        edges = nn.functional.pad(self.edges, (1, 0), value=-math.inf)
+        edges = self.edges[:, : self.grid.shape[1] - 1].clamp(max=1e8)
         below = torch.special.ndtr((edges - mean.unsqueeze(-1)) * torch.exp(-log_scale).unsqueeze(-1))
-        mass = nn.functional.pad(below, (0, 1), value=1.0).diff(dim=-1)
+        mass = nn.functional.pad(nn.functional.pad(below, (0, 1), value=1.0), (1, 0)).diff(dim=-1)
         gate = torch.full_like(mean, self._start_logit)
         head = torch.stack([mean, log_scale.expand_as(mean), gate], -1)
         return torch.cat([head, mass.clamp(min=1e-6).log() + self.mask], -1)

@@ -167,7 +167,8 @@ def fit_model(
         return ratio[first > 0].mean().item() if (first > 0).any() else 0.0
 
     def report(step: int, errors: Tensor) -> dict:
-        return {"step": step, "error": errors.sum().item() / n_asked, "seconds": clock.seconds()}
+        pooled = errors.sum().item() / n_asked
+        return {"step": step, "error": pooled, "relative_error": progress(errors), "seconds": clock.seconds()}
 
     errors = check()
     first = errors.sum(0)
