@@ -198,6 +198,10 @@ class ConditionalVAE(MaskedVAE):
 
     Steps and thresholds need not pass through the latent, which carries only what the hidden cells share. The base of
     every cell is the linear VAE's conditional mean and scale given what is kept.
+
+    Training rows are evidence too. A bank of them votes on the hidden cells, each row with its own known cells and
+    with a Gaussian kernel on the kept ones as its weight (one learnt bandwidth per feature; Nadaraya-Watson). The vote
+    is an input of the trunk, and a gate per feature lets it into the base.
     """
 
     bandwidth_rate = 2.0  # its logarithm learns so many times faster than the network
@@ -306,7 +310,7 @@ class ConditionalVAE(MaskedVAE):
             useless = rows.unsqueeze(-1) == bank_rows
         else:  # the row itself, or one that knows nothing of what is asked, must not draw the weight to it
             useless = (~kept).to(filled.dtype) @ known.transpose(-1, -2) < 0.5
-        weights = torch.softmax(scores.masked_fill(useless, -1e9), -1)
+        weights = torch.softmax(scores.masked_fill(useless, torch.finfo(scores.dtype).min), -1)
         voted, votes = (weights @ torch.cat([bank * known, known], -1)).chunk(2, -1)
         return voted, votes
 
