@@ -112,7 +112,7 @@ def test_the_gradient_of_the_start_is_the_gradient_of_the_evidence(untrained, ba
 
 # ---- fitted on a table whose truth is known ----------------------------------------------------------------------
 
-N = 4000
+N = 16_000  # at 4,000 the exact fit alone misses the truth by two percent of a standard deviation
 
 
 @pytest.fixture(scope="module")

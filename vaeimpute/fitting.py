@@ -131,7 +131,8 @@ def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> 
     joint = train(JointVAE, "joint", specs[0], share=0.45)
     conditional = train(ConditionalVAE, "conditional", specs[1], share=0.85)
     share = _shares(joint.fit.errors.sum(0), conditional.fit.errors.sum(0))
-    spread = _spread(joint.model, conditional.model, share, values, observed, held_out, table.n_levels)
+    continuous = torch.tensor([spec.family == "gaussian" for spec in specs[0]], device=values.device)
+    spread = _spread(joint.model, conditional.model, share, values, observed, held_out, continuous)
     for trained in (joint, conditional):
         steps = int(trained.plan.refit * trained.fit.best_step)
         if steps:
@@ -193,12 +194,15 @@ def _spread(
     values: Tensor,
     observed: Tensor,
     held_out: Tensor,
-    n_levels: Sequence[int],
+    continuous: Tensor,
     n_draws: int = 100,
     level: float = 0.9,
 ) -> Tensor:
-    """Factor per column by which the draws must spread so that their 90% intervals hold 90% of the held-out cells."""
-    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)[:500]
+    """Factor per column by which the draws must spread so that their 90% intervals hold 90% of the held-out cells.
+
+    One for levels and classes, whose draws must stay what they are.
+    """
+    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)[:1500]
     spread = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
     if len(rows) == 0:
         return spread
@@ -211,12 +215,11 @@ def _spread(
     center = drawn.mean(0)
     half_width = (drawn - center).abs().quantile(level, 0).clamp(min=1e-6)
     ratio = (x - center).abs() / half_width
-    numbers = torch.tensor([levels == 0 for levels in n_levels], device=values.device)
-    asked = asked & numbers
+    asked = asked & continuous
     if not asked.any():
         return spread
     pooled = ratio[asked].quantile(level)
-    for column in numbers.nonzero().squeeze(-1).tolist():
+    for column in continuous.nonzero().squeeze(-1).tolist():
         own = ratio[..., column][asked[..., column]]
         if len(own):  # as many pseudo-cells at the pooled factor as it takes to trust a quantile
             weight = len(own) / (len(own) + 50)

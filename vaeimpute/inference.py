@@ -105,7 +105,7 @@ def draw(ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int) -> 
     pick = torch.rand(n_draws, len(values), 1, device=values.device) < ensemble.share
     cells = torch.where(pick, drawn[0], drawn[1])
     points = ensemble.joint.likelihoods.points(answers(ensemble, values, observed))
-    # Classes have a spread of one, and so stay what was drawn.
+    # Levels and classes have a spread of one, and so stay what was drawn.
     spread = torch.where(ensemble.spread == 1, cells, points + ensemble.spread * (cells - points))
     return torch.where(observed, values, spread)
 

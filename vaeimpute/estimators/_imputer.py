@@ -183,7 +183,7 @@ class VAEImputer(TransformerMixin, BaseVAE):
         if n_imputations is None:
             return self._filled(X, self._points(values, observed), observed)
         draws = self._draws(values, observed, n_draws, random_state)
-        return [self._filled(X, self._all_columns(drawn), observed) for drawn in draws]
+        return [self._filled(X, self._exact_levels(self._all_columns(drawn)), observed) for drawn in draws]
 
     def transform(self, X: Any) -> Any:
         """Complete a table for the next step of a pipeline.
@@ -255,11 +255,12 @@ class VAEImputer(TransformerMixin, BaseVAE):
         if given is None:
             with seeded(random_state, self.ensemble_.share.device):
                 rows = inference.sample(self.ensemble_, n_samples)
-            return self.encoder_.build(self._all_columns(rows))
+            return self.encoder_.build(self._exact_levels(self._all_columns(rows)))
         given, values, observed = self._encoded(given)
         draws = self._draws(values, observed, n_samples, random_state)
         stacked = repeated(given, n_samples)
-        return self._filled(stacked, self._all_columns(draws.flatten(0, 1)), np.tile(observed, (n_samples, 1)))
+        completed = self._exact_levels(self._all_columns(draws.flatten(0, 1)))
+        return self._filled(stacked, completed, np.tile(observed, (n_samples, 1)))
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray:
         """Names of the columns that `transform` gives.
@@ -325,6 +326,13 @@ class VAEImputer(TransformerMixin, BaseVAE):
             if rows.any():
                 draws[:, rows] = inference.draw(self.ensemble_, x[rows], o[rows], n_draws)
         return draws
+
+    def _exact_levels(self, values: NDArray) -> NDArray:
+        """Drawn numbers of few distinct values just as the table has them: single precision moves them a hair."""
+        for j, spec in zip(np.flatnonzero(self.modelled_), self.ensemble_.joint.likelihoods.specs, strict=True):
+            if spec.family == "levels":
+                values[:, j] = np.asarray(spec.points)[np.searchsorted(spec.edges, values[:, j])]
+        return values
 
     def _filled(self, X: Any, values: NDArray, observed: NDArray) -> Any:
         known = observed | (~self.modelled_ & (not self.keep_empty_features))
