@@ -68,9 +68,11 @@ class MaskedVAE(nn.Module, ABC):
         """The frozen linear backbone of all members."""
         return Linear(self.W, self.b, self.psi)
 
-    @abstractmethod
+    @torch.no_grad()
     def start(self, linear: Linear, values: Tensor, observed: Tensor) -> None:
         """Take over the linear backbone (M, ...) and what else is read off the training table."""
+        for name, value in zip(("W", "b", "psi"), linear, strict=True):
+            getattr(self, name).copy_(value)
 
     def remember(self, observed: Tensor) -> None:
         """Take what each member may know (M, n, D) of the training table, where a reading looks things up in it."""
@@ -143,8 +145,7 @@ class JointVAE(MaskedVAE):
 
     @torch.no_grad()
     def start(self, linear: Linear, values: Tensor, observed: Tensor) -> None:
-        for name, value in zip(("W", "b", "psi"), linear, strict=True):
-            getattr(self, name).copy_(value)
+        super().start(linear, values, observed)
         self.decoder_W.copy_(linear.W)
         self.decoder_b.copy_(linear.b)
         self.log_scale.copy_(0.5 * linear.psi.log())
@@ -236,8 +237,7 @@ class ConditionalVAE(MaskedVAE):
 
     @torch.no_grad()
     def start(self, linear: Linear, values: Tensor, observed: Tensor) -> None:
-        for name, value in zip(("W", "b", "psi"), linear, strict=True):
-            getattr(self, name).copy_(value)
+        super().start(linear, values, observed)
         x, o = self._inputs(values, observed)
         grid = torch.linspace(0, 1, self.config.n_bins + 1, dtype=x.dtype, device=x.device)
         for row, feature in enumerate(self.likelihoods.numeric_features.tolist()):
