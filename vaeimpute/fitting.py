@@ -34,6 +34,7 @@ FAMILIES = {
 HELD_OUT = 0.1  # share of the observed cells that each member is asked for
 N_FOLDS = 4
 MIN_ROWS = 40  # below, the linear model alone answers
+_BANK_ROWS = 8192  # training rows that vote on a cell
 _EM_ROWS = 20_000  # a linear model does not improve with more
 _COST = 6e11  # floating-point operations of one training: ten to twenty seconds on a laptop's core
 
@@ -65,7 +66,7 @@ def fit_table(
     seed: int,
     dtype: torch.dtype,
     time_budget: float | None = None,
-    on_check: Callable[[str, dict, Plan], None] = lambda reading, record, plan: None,
+    on_check: Callable[[str, dict, int], None] = lambda reading, record, n_steps: None,
 ) -> tuple[Ensemble, list[dict], bool]:
     """Fit both readings to a table.
 
@@ -80,7 +81,7 @@ def fit_table(
     time_budget : float, optional
         Seconds after which the best so far is returned.
     on_check : callable
-        Receives the reading's name, the newest record of its history and its plan.
+        Receives the reading's name, the newest record of its history and the number of its steps.
 
     Returns
     -------
@@ -117,16 +118,17 @@ def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> 
         linear, folds = start.fit(features, dtype, with_folds=kind is ConditionalVAE)
         model = kind(_config(kind, table, start.rank, start.level), specs).to(values.device, dtype)
         model.start(linear, values, observed)
-        plan = _plan(model, table)
+        plans = _plans(model, table)
+        n_steps = sum(plan.steps for plan in plans)
 
         def report(record: dict) -> None:
-            on_check(name, record, plan)
+            on_check(name, record, n_steps)
 
         noise = latent_noise(model, 16 if kind is JointVAE else 4)
         fit = fit_model(
-            model, values, observed, held_out, noise, plan, folds=folds, clock=clock, share=share, on_check=report
+            model, values, observed, held_out, noise, plans, folds=folds, clock=clock, share=share, on_check=report
         )
-        return _Trained(model, fit, plan, folds)
+        return _Trained(model, fit, plans[-1], folds)
 
     joint = train(JointVAE, "joint", specs[0], share=0.45)
     conditional = train(ConditionalVAE, "conditional", specs[1], share=0.85)
@@ -134,9 +136,8 @@ def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> 
     continuous = torch.tensor([spec.family == "gaussian" for spec in specs[0]], device=values.device)
     spread = _spread(joint.model, conditional.model, share, values, observed, held_out, continuous)
     for trained in (joint, conditional):
-        steps = int(trained.plan.refit * trained.fit.best_step)
-        if steps:
-            refit_model(trained.model, values, observed, trained.plan, steps, folds=trained.folds, clock=clock)
+        steps = int(trained.plan.refit * trained.fit.steps)
+        refit_model(trained.model, values, observed, trained.plan, steps, folds=trained.folds, clock=clock)
     history = [
         {"reading": name, **record}
         for name, trained in (("joint", joint), ("conditional", conditional))
@@ -241,11 +242,20 @@ def _config(kind: type[MaskedVAE], table: Table, rank: int, level: float) -> Mod
         return ModelConfig(_n_members(n), rank, 96, 2, dropout, log_scale_floor)
     dropout = 0.3 if n < 500 else 0.2 if n < 2000 else 0.1
     return ModelConfig(
-        _n_members(n), rank, 128, 2, dropout, log_scale_floor, n_bins=10 if n < 500 else 16, n_bank=min(n, 2048)
+        _n_members(n), rank, 128, 2, dropout, log_scale_floor, n_bins=10 if n < 500 else 16, n_bank=min(n, _BANK_ROWS)
     )
 
 
-def _plan(model: MaskedVAE, table: Table) -> Plan:
+def _plans(model: MaskedVAE, table: Table) -> list[Plan]:
+    """How each stage of a reading is trained."""
+    networks = _network_plan(model, table)
+    if isinstance(model, JointVAE):
+        return [networks]
+    steps = 200 if len(table.values) >= MIN_ROWS else 0
+    return [Plan(steps, 64, 0.1, patience=steps), networks]
+
+
+def _network_plan(model: MaskedVAE, table: Table) -> Plan:
     n, has_classes = len(table.values), any(table.n_levels)
     if n < MIN_ROWS:
         return Plan(steps=0, batch_size=1, learning_rate=1.0)

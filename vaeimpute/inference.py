@@ -120,7 +120,7 @@ def draw_per_member(model: MaskedVAE, values: Tensor, observed: Tensor, n_draws:
 def _draw_chunk(model: MaskedVAE, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
     params, log_w = model.draws(values, observed, latent_noise(model))
     weights = torch.softmax(log_w, 1).transpose(1, 2).flatten(0, 1)  # (M * B, K)
-    index = torch.multinomial(weights, n_draws, replacement=True).unflatten(0, values.shape[:2])  # (M, B, S)
+    index = torch.multinomial(weights, n_draws, replacement=True).unflatten(0, (-1, values.shape[1]))  # (M, B, S)
     index = index.permute(0, 2, 1).unsqueeze(-1)
     return model.likelihoods.sample(params.take_along_dim(index, 1)).transpose(0, 1)
 
@@ -194,14 +194,13 @@ def sample(ensemble: Ensemble, n_samples: int) -> Tensor:
 
 
 def _for_members(model: MaskedVAE, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-    """The same rows for all members."""
-    M = model.config.n_members
-    return values.expand(M, -1, -1), observed.expand(M, -1, -1)
+    """The same rows for all members, (1, n, D)."""
+    return values.unsqueeze(0), observed.unsqueeze(0)
 
 
 def _chunks(model: MaskedVAE, n_rows: int, n_draws: int) -> Iterator[slice]:
     """Slices of the rows, so that no more than `_CELLS` parameters are held at once."""
-    size = max(1, _CELLS // (model.config.n_members * n_draws * model.likelihoods.n_params))
+    size = max(1, _CELLS // model.cells_per_row(n_draws))
     return (slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size))
 
 

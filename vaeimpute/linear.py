@@ -35,6 +35,19 @@ class Linear(NamedTuple):
         """The same model in another precision."""
         return Linear(*(p.to(dtype) for p in self))
 
+    def per_head(self) -> Linear:
+        """The same models with an axis after the members', to broadcast against (M, H, B, F)."""
+        W, b, psi = self
+        return Linear(W.unsqueeze(-3), b.unsqueeze(-2), psi.unsqueeze(-2))
+
+
+class Conditional(NamedTuple):
+    """Mean and variance of every cell (..., B, F) given the kept ones, and the factor `chol` that gave them."""
+
+    mean: Tensor
+    variance: Tensor
+    chol: Tensor
+
 
 def posterior(values: Tensor, observed: Tensor, linear: Linear) -> tuple[Tensor, Tensor]:
     """Exact posterior of the latent given the observed cells.
@@ -55,28 +68,36 @@ def posterior(values: Tensor, observed: Tensor, linear: Linear) -> tuple[Tensor,
     chol : Tensor of shape (..., B, L, L)
         Lower Cholesky factor of the posterior precision P.
     """
-    W, b, psi = linear
+    W, _, psi = linear
     rank = linear.rank
-    precision = observed / psi.unsqueeze(-2)  # (..., B, F)
     outer = (W.unsqueeze(-1) * W.unsqueeze(-2)).flatten(-2)  # (..., F, L*L)
-    P = (precision @ outer).unflatten(-1, (rank, rank)) + torch.eye(rank, dtype=W.dtype, device=W.device)
-    h = (torch.where(observed, values - b.unsqueeze(-2), 0) * precision) @ W
-    chol = torch.linalg.cholesky(P)
-    return torch.cholesky_solve(h.unsqueeze(-1), chol).squeeze(-1), chol
+    P = ((observed / psi.unsqueeze(-2)) @ outer).unflatten(-1, (rank, rank))
+    chol = torch.linalg.cholesky(P + torch.eye(rank, dtype=W.dtype, device=W.device))
+    return _posterior_mean(values, observed, linear, chol), chol
 
 
-def conditional(values: Tensor, observed: Tensor, linear: Linear) -> tuple[Tensor, Tensor]:
+def _posterior_mean(values: Tensor, observed: Tensor, linear: Linear, chol: Tensor) -> Tensor:
+    W, b, psi = linear
+    h = torch.where(observed, (values - b.unsqueeze(-2)) / psi.unsqueeze(-2), 0) @ W
+    return torch.cholesky_solve(h.unsqueeze(-1), chol).squeeze(-1)
+
+
+def conditional(values: Tensor, observed: Tensor, linear: Linear) -> Conditional:
     """Mean and variance of every cell given the observed cells of its row (the noise of the cell included).
 
-    Returns
-    -------
-    mean, variance : Tensor of shape (..., B, F)
-        ``W m + b`` and ``w_j' P^-1 w_j + psi_j``.
+    ``W m + b`` and ``w_j' P^-1 w_j + psi_j``.
     """
     m, chol = posterior(values, observed, linear)
     W_t = linear.W.transpose(-1, -2)  # (..., L, F)
     half = torch.linalg.solve_triangular(chol, W_t.unsqueeze(-3), upper=False)  # (..., B, L, F)
-    return m @ W_t + linear.b.unsqueeze(-2), half.square().sum(-2) + linear.psi.unsqueeze(-2)
+    mean = m @ W_t + linear.b.unsqueeze(-2)
+    return Conditional(mean, half.square().sum(-2) + linear.psi.unsqueeze(-2), chol)
+
+
+def conditional_mean(values: Tensor, observed: Tensor, linear: Linear, chol: Tensor) -> Tensor:
+    """The mean alone, for other values in the same observed cells: `chol` is that of `conditional`."""
+    m = _posterior_mean(values, observed, linear, chol)
+    return m @ linear.W.transpose(-1, -2) + linear.b.unsqueeze(-2)
 
 
 def log_likelihood(values: Tensor, observed: Tensor, linear: Linear) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from vaeimpute import objective
 from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.likelihoods import CellSpec
 from vaeimpute.linear import Linear, conditional, posterior
+from vaeimpute.neighbours import HEADS, Neighbours
 from vaeimpute.networks import ResidualMLP, StackedLinear
 
 
@@ -36,6 +37,13 @@ class ModelConfig:
     log_scale_floor: float
     n_bins: int = 16
     n_bank: int = 0
+
+
+class Stage(NamedTuple):
+    """A part of the training: the parameters that learn, and the loss that teaches them."""
+
+    parameters: list[nn.Parameter]
+    loss: Callable[..., Tensor]
 
 
 class MaskedVAE(nn.Module, ABC):
@@ -75,7 +83,11 @@ class MaskedVAE(nn.Module, ABC):
             getattr(self, name).copy_(value)
 
     def remember(self, observed: Tensor) -> None:
-        """Take what each member may know (M, n, D) of the training table, where a reading looks things up in it."""
+        """Take what each member (M, n, D), or all of them (1, n, D), may know of the training table."""
+
+    def stages(self) -> list[Stage]:
+        """What is trained, one after the other."""
+        return [Stage(list(self.parameters()), self.loss)]
 
     @abstractmethod
     def loss(
@@ -86,6 +98,10 @@ class MaskedVAE(nn.Module, ABC):
         `linear` replaces the backbone for this batch (a fit that has not seen its rows); `rows` (M, B) are the rows'
         numbers in the training table.
         """
+
+    def cells_per_row(self, n_draws: int) -> int:
+        """Numbers held at once for each row asked."""
+        return self.config.n_members * n_draws * self.likelihoods.n_params
 
     @abstractmethod
     def draws(self, values: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,7 +205,7 @@ class JointVAE(MaskedVAE):
             filled = torch.where(o, x, m @ self.W.transpose(-1, -2) + self.b.unsqueeze(-2))
             eye = torch.eye(self.config.rank, dtype=x.dtype, device=x.device).expand_as(chol)
             inverse = torch.linalg.solve_triangular(chol, eye, upper=False)
-            inputs = torch.cat([torch.where(o, x, 0), filled, o.to(x.dtype), m], -1)
+            inputs = torch.cat([torch.where(o, x, 0).expand_as(filled), filled, o.to(x.dtype).expand_as(filled), m], -1)
         shift, log_scale = self.encoder_head(self.encoder(inputs)).unsqueeze(1).chunk(2, -1)
         return _Proposal(m.unsqueeze(1), chol, inverse, shift, log_scale)
 
@@ -200,36 +216,27 @@ class ConditionalVAE(MaskedVAE):
     Steps and thresholds need not pass through the latent, which carries only what the hidden cells share. The base of
     every cell is the linear VAE's conditional mean and scale given what is kept.
 
-    Training rows are evidence too. A bank of them votes on the hidden cells, each row with its own known cells and
-    with a Gaussian kernel on the kept ones as its weight (one learnt bandwidth per feature; Nadaraya-Watson). The vote
-    is an input of the trunk, and a gate per feature lets it into the base.
+    Training rows are evidence too: their votes (`Neighbours`) are mixed into that base by gates. This smoother is
+    trained first and by itself; then it stands still, and the networks learn what it leaves.
     """
 
-    bandwidth_rate = 2.0  # its logarithm learns so many times faster than the network
-    bandwidth = 0.5  # of the neighbours' kernel at the start, in standard deviations of a feature
-    bank_in_training = 1024  # rows looked at in a step; all of the bank at prediction
     n_latent = 8  # what hidden cells share beyond the kept ones
     hide_all = 0.1  # share of rows that keep nothing: on these the bound is the masked ELBO
     max_hidden = 0.7
 
     edges: Tensor  # (numbers, bins + 1) quantiles of each numeric feature
-    bank: Tensor  # (N, F) training rows, their holes filled by the linear model
-    bank_rows: Tensor  # (N,) their numbers in the training table
-    bank_known: Tensor  # (M, N, F) which of their cells each member may use
 
     def __init__(self, config: ModelConfig, specs: Sequence[CellSpec]) -> None:
         super().__init__(config, specs)
         M, F, width = config.n_members, self.likelihoods.n_features, config.width
         numeric = self.likelihoods.numeric_features
         self.register_buffer("edges", torch.zeros(len(numeric), config.n_bins + 1))
-        self.register_buffer("bank", torch.zeros(config.n_bank, F))
-        self.register_buffer("bank_rows", torch.full((config.n_bank,), -1))
-        self.register_buffer("bank_known", torch.zeros(M, config.n_bank, F, dtype=torch.bool))
-        self.log_bandwidth = nn.Parameter(torch.full((M, F), math.log(self.bandwidth) / self.bandwidth_rate))
-        n_in = 5 * F + len(numeric) * config.n_bins
+        self.neighbours = Neighbours(config.n_bank, F)
+        self.log_scale = nn.Parameter(torch.zeros(F))  # of the smoother's error, on top of the linear model's
+        n_in = (3 + 2 * len(HEADS)) * F + len(numeric) * config.n_bins
         self.trunk = ResidualMLP(M, n_in, width, config.depth, config.dropout, norm=True)
         self.prior_head = StackedLinear(M, width, 2 * self.n_latent, zero=True)
-        self.gate_head = StackedLinear(M, width, F, zero=True)
+        self.gate_head = StackedLinear(M, width, len(HEADS) * F, zero=True)
         self.recognition = ResidualMLP(M, 2 * F, width // 4, 1, 0.0, norm=True)
         self.posterior_head = StackedLinear(M, width // 4, 2 * self.n_latent, zero=True)
         self.decoder = ResidualMLP(M, self.n_latent + width, width, 1, config.dropout, norm=True)
@@ -245,16 +252,37 @@ class ConditionalVAE(MaskedVAE):
             step = max(1, len(cells) // 100_000)
             if len(cells):
                 self.edges[row] = torch.quantile(cells[::step], grid)
-        self.bank_rows.copy_(torch.randperm(len(x), device=x.device)[: self.config.n_bank])
-        x, o = x[self.bank_rows], o[self.bank_rows]
-        mean, _ = conditional(x, o, Linear(self.W[0], self.b[0], self.psi[0]))
-        self.bank.copy_(torch.where(o, x, mean))
+        rows = torch.randperm(len(x), device=x.device)[: self.config.n_bank]
+        first = Linear(self.W[0], self.b[0], self.psi[0])
+        self.neighbours.fill(x[rows], o[rows], conditional(x[rows], o[rows], first), rows)
 
     @torch.no_grad()
     def remember(self, observed: Tensor) -> None:
-        """Take what each member may know (M, n, D) of the rows in its bank."""
-        known = observed[:, self.bank_rows].index_select(-1, self.likelihoods.feature_columns)
-        self.bank_known.copy_(known)
+        known = observed[:, self.neighbours.numbers]
+        self.neighbours.known = known.index_select(-1, self.likelihoods.feature_columns)
+
+    def stages(self) -> list[Stage]:
+        smoother = [*self.neighbours.parameters(), self.log_scale]
+        mine = {id(p) for p in smoother}
+        return [Stage(smoother, self._smoother_loss), Stage([p for p in self.parameters() if id(p) not in mine], self.loss)]
+
+    def _smoother_loss(
+        self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Negative log-density of freshly hidden cells under the smoother alone, numbers and classes as features."""
+        kept = _remask(observed, self.max_hidden, 0.0)
+        x, o, given, _, _, mean = self._smooth(values, kept, linear, rows)
+        asked = observed.index_select(-1, self.likelihoods.feature_columns) & ~o
+        log_scale = 0.5 * given.variance.log() + self.log_scale
+        return -torch.where(asked, objective.log_density(x, mean, log_scale), 0).sum(-1)
+
+    def _smooth(self, values: Tensor, kept: Tensor, linear: Linear | None, rows: Tensor | None) -> tuple:
+        """Features and which are kept, what the linear VAE and the neighbours make of them, and their mixture."""
+        x, o = self._inputs(values, kept)
+        with torch.no_grad():
+            given = conditional(x, o, linear or self.linear)
+        voted, share = self.neighbours(x, o, given, linear or self.linear, rows)
+        return x, o, given, voted, share, self.neighbours.mix(given.mean, voted)
 
     def loss(
         self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None, rows: Tensor | None = None
@@ -270,6 +298,9 @@ class ConditionalVAE(MaskedVAE):
         kl = objective.kl_normal(mean_q, log_scale_q, mean_p, log_scale_p)
         return -objective.conditional_bound(log_px, observed & ~kept, kl)
 
+    def cells_per_row(self, n_draws: int) -> int:
+        return super().cells_per_row(n_draws) + len(HEADS) * self.config.n_bank
+
     def draws(self, values: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         base, h, mean, log_scale = self._read(values, observed)
         z = mean.unsqueeze(1) + torch.exp(log_scale).unsqueeze(1) * noise.unsqueeze(1)  # (M, K, B, L)
@@ -280,39 +311,21 @@ class ConditionalVAE(MaskedVAE):
 
     def _read(self, values: Tensor, kept: Tensor, linear: Linear | None = None, rows: Tensor | None = None) -> tuple:
         """Base parameters, trunk features, mean and log scale of the latent, given the kept cells."""
-        x, o = self._inputs(values, kept)
         with torch.no_grad():
-            mean, variance = conditional(x, o, linear or self.linear)
-            filled = torch.where(o, x, mean)
-        voted, votes = self._neighbours(filled, o, rows)
-        voted = torch.where(o, x, (voted + 1e-3 * mean) / (votes + 1e-3))
-        numbers = filled.index_select(-1, self.likelihoods.numeric_features).unsqueeze(-1)
-        low, high = self.edges[:, :-1], self.edges[:, 1:]
-        bins = ((numbers - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).flatten(-2)
-        h = self.trunk(torch.cat([torch.where(o, x, 0), filled, o.to(x.dtype), voted, votes, bins], -1))
-        gate = torch.sigmoid(self.gate_head(h) - 4)  # closed at the start
-        base = self.likelihoods.base(mean + gate * (voted - mean), 0.5 * variance.log())
+            x, o, given, voted, share, smooth = self._smooth(values, kept, linear, rows)
+            filled = torch.where(o, x, smooth)
+            numbers = filled.index_select(-1, self.likelihoods.numeric_features).unsqueeze(-1)
+            low, high = self.edges[:, :-1], self.edges[:, 1:]
+            bins = ((numbers - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).flatten(-2)
+            heads = torch.cat([torch.where(o.unsqueeze(1), x.unsqueeze(1), voted), share], 1)
+            M = self.config.n_members
+            inputs = [torch.where(o, x, 0), filled, o.to(x.dtype), heads.transpose(1, 2).flatten(-2), bins]
+        h = self.trunk(torch.cat([part.expand(M, -1, -1) for part in inputs], -1))
+        more = self.gate_head(h).unflatten(-1, (len(HEADS), -1)).transpose(1, 2)
+        mean = self.neighbours.mix(given.mean, voted, more)
+        base = self.likelihoods.base(mean, 0.5 * given.variance.log() + self.log_scale.detach())
         latent_mean, log_scale = self.prior_head(h).chunk(2, -1)
         return base, h, latent_mean, log_scale
-
-    def _neighbours(self, filled: Tensor, kept: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Sum of the bank's known cells and of their weights, (M, B, F): a Gaussian kernel on the kept cells."""
-        bank, bank_rows, known = self.bank, self.bank_rows, self.bank_known
-        if rows is not None and len(bank) > self.bank_in_training:
-            start = int(torch.randint(len(bank) - self.bank_in_training + 1, (1,)))
-            part = slice(start, start + self.bank_in_training)
-            bank, bank_rows, known = bank[part], bank_rows[part], known[:, part]
-        known = known.to(filled.dtype)
-        precision = kept * torch.exp(-2 * self.bandwidth_rate * self.log_bandwidth).unsqueeze(1)
-        terms, features = torch.cat([precision * filled, precision], -1), torch.cat([bank, -0.5 * bank.square()], -1)
-        scores = terms @ features.T  # (M, B, N), minus half the squared distance up to a constant of the row
-        if rows is not None:
-            useless = rows.unsqueeze(-1) == bank_rows
-        else:  # the row itself, or one that knows nothing of what is asked, must not draw the weight to it
-            useless = (~kept).to(filled.dtype) @ known.transpose(-1, -2) < 0.5
-        weights = torch.softmax(scores.masked_fill(useless, torch.finfo(scores.dtype).min), -1)
-        voted, votes = (weights @ torch.cat([bank * known, known], -1)).chunk(2, -1)
-        return voted, votes
 
 
 def _remask_half(observed: Tensor) -> Tensor:

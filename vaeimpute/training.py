@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vaeimpute.linear import Linear
-from vaeimpute.model import MaskedVAE
+from vaeimpute.model import MaskedVAE, Stage
 
 _CHECK_ROWS = 1000  # of the rows with held-out cells, so that a look stays cheap
 _MIN_GAIN = 0.005  # a network must lower the held-out error by this share of the start's
@@ -73,7 +73,7 @@ def held_out_error(model: MaskedVAE, values: Tensor, seen: Tensor, held_out: Ten
     """
     M, n, D = seen.shape
     total = values.new_zeros(M, D)
-    chunk = max(1, 2**21 // (model.likelihoods.n_params * len(noise)))
+    chunk = max(1, 2**22 // model.cells_per_row(len(noise)))
     for start in range(0, n, chunk):
         rows = slice(start, start + chunk)
         x = values[rows].expand(M, -1, -1)
@@ -105,9 +105,18 @@ class Clock:
 
 
 class Fit(NamedTuple):
-    """What `fit_model` found out: the step it kept, the held-out squared error per column (M, D), the history."""
+    """What `fit_model` found out.
 
-    best_step: int
+    Attributes
+    ----------
+    steps : int
+        Steps of the last stage up to the weights that were kept.
+    errors : Tensor of shape (M, D)
+        Held-out squared error per column.
+    history : list of dict
+    """
+
+    steps: int
     errors: Tensor
     history: list[dict]
 
@@ -118,16 +127,16 @@ def fit_model(
     observed: Tensor,
     held_out: Tensor,
     noise: Tensor,
-    plan: Plan,
+    plans: Sequence[Plan],
     *,
     folds: Folds | None = None,
     clock: Clock,
     share: float = 1.0,
     on_check: Callable[[dict], None] = lambda record: None,
 ) -> Fit:
-    """Train all members of `model` in place, with early stopping on their held-out cells.
+    """Train all members of `model` in place, stage by stage, with early stopping on their held-out cells.
 
-    The start is a candidate, so that the result is never worse than the linear backbone on these cells.
+    A stage that gains nothing is taken back, so that the result is never worse than the linear backbone on these cells.
 
     Parameters
     ----------
@@ -139,7 +148,8 @@ def fit_model(
         Cells that each member does not see.
     noise : Tensor of shape (K, L)
         Latent noise for the checks.
-    plan : Plan
+    plans : sequence of Plan
+        One for each of the model's stages.
     folds : Folds, optional
         Backbones fitted on other rows than those of a batch.
     clock : Clock
@@ -154,56 +164,57 @@ def fit_model(
     asked = held_out[:, rows]
     n_asked = max(int(asked.sum()), 1)
     model.remember(seen)
-    loop = _Loop(model, plan)
+    history: list[dict] = []
 
-    def check() -> Tensor:
-        candidate = loop.averaged.eval()
+    def check(step: int) -> tuple[float, Tensor]:
+        """Error per column, and relative to the start, averaged over columns: outlying cells must not decide alone."""
         with torch.no_grad():
-            return held_out_error(candidate, values[rows], seen[:, rows], asked, noise)
-
-    def progress(errors: Tensor) -> float:
-        """Error relative to the start, averaged over columns: a few outlying cells must not decide alone."""
-        ratio = errors.sum(0) / first.clamp(min=1e-12)
-        return ratio[first > 0].mean().item() if (first > 0).any() else 0.0
-
-    def report(step: int, errors: Tensor) -> dict:
+            errors = held_out_error(model.eval(), values[rows], seen[:, rows], asked, noise)
+        ratio = errors.sum(0) / first.clamp(min=1e-12) if history else torch.ones_like(errors[0])
+        relative = ratio[first > 0].mean().item() if history and (first > 0).any() else 1.0
         pooled = errors.sum().item() / n_asked
-        return {"step": step, "error": pooled, "relative_error": progress(errors), "seconds": clock.seconds()}
+        history.append({"step": step, "error": pooled, "relative_error": relative, "seconds": clock.seconds()})
+        return relative, errors
 
-    errors = check()
+    relative, errors = check(0)
     first = errors.sum(0)
-    start = best = 0, errors, copy.deepcopy(loop.averaged.state_dict())
-    history = [report(0, errors)]
-    try:
-        for step in range(plan.check_every, plan.steps + plan.check_every, plan.check_every):
-            if clock.over(share):
-                break
-            loop.run(values, seen, range(step - plan.check_every, step), folds)
-            errors = check()
-            history.append(report(step, errors))
-            on_check(history[-1])
-            if progress(errors) < progress(best[1]):
-                best = step, errors, copy.deepcopy(loop.averaged.state_dict())
-            elif step - best[0] >= plan.patience * plan.check_every:
-                break
-    except KeyboardInterrupt:
-        clock.interrupted = True
-    if progress(best[1]) > 1 - _MIN_GAIN:  # as good as noise: an exactly linear table keeps the exact answer
-        best = start
-    best_step, errors, state = best
-    model.load_state_dict(state)
+    kept_steps, done = 0, 0
+    for stage, plan in zip(model.stages(), plans, strict=True):
+        before = relative, errors, 0, _copies(stage.parameters)
+        best = before
+        loop = _Loop(model, stage, plan)
+        try:
+            for step in range(plan.check_every, plan.steps + plan.check_every, plan.check_every):
+                if clock.over(share):
+                    break
+                loop.run(values, seen, range(step - plan.check_every, min(step, plan.steps)), folds)
+                with loop.averaged():
+                    now = (*check(done + step), step, _copies(stage.parameters))
+                on_check(history[-1])
+                if now[0] < best[0]:
+                    best = now
+                elif step - best[2] >= plan.patience * plan.check_every:
+                    break
+        except KeyboardInterrupt:
+            clock.interrupted = True
+        if best[0] > (1 - _MIN_GAIN) * before[0]:  # as good as noise: an exactly linear table keeps the exact answer
+            best = before
+        relative, errors, kept_steps, parameters = best
+        _restore(stage.parameters, parameters)
+        done += plan.steps
     model.eval()
-    return Fit(best_step, errors, history)
+    return Fit(kept_steps, errors, history)
 
 
 def refit_model(
     model: MaskedVAE, values: Tensor, observed: Tensor, plan: Plan, steps: int, *, folds: Folds | None, clock: Clock
 ) -> None:
-    """Go on from the best weights at a fifth of the rate, with the held-out cells back in the table."""
+    """Go on from the best weights of the last stage at a fifth of the rate, with the held-out cells back in the table."""
+    model.remember(observed.unsqueeze(0))
     plan = replace(plan, steps=max(steps, 1), learning_rate=0.2 * plan.learning_rate)
     cells = observed.expand(model.config.n_members, -1, -1)
-    model.remember(cells)
-    loop = _Loop(model, plan)
+    stage = model.stages()[-1]
+    loop = _Loop(model, stage, plan)
     try:
         for step in range(0, steps, plan.check_every):
             if clock.over():
@@ -211,31 +222,43 @@ def refit_model(
             loop.run(values, cells, range(step, min(step + plan.check_every, steps)), folds)
     except KeyboardInterrupt:
         clock.interrupted = True
-    model.load_state_dict(loop.averaged.state_dict())
+    _restore(stage.parameters, loop.average)
     model.eval()
 
 
-class _Loop:
-    """Model, optimiser and averaged weights of one run of training."""
+def _copies(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [p.detach().clone() for p in parameters]
 
-    def __init__(self, model: MaskedVAE, plan: Plan) -> None:
-        self.model, self.plan = model, plan
-        self.parameters = list(model.parameters())
-        decayed = [p for name, p in model.named_parameters() if name.endswith("weight")]
-        rest = [p for name, p in model.named_parameters() if not name.endswith("weight")]
+
+def _restore(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        torch._foreach_copy_(list(parameters), list(values))
+
+
+class _Loop:
+    """Optimiser and averaged weights of one stage of training."""
+
+    def __init__(self, model: MaskedVAE, stage: Stage, plan: Plan) -> None:
+        self.model, self.stage, self.plan = model, stage, plan
+        names = {id(p): name for name, p in model.named_parameters()}
+        decayed = [p for p in stage.parameters if names[id(p)].endswith("weight")]
+        rest = [p for p in stage.parameters if not names[id(p)].endswith("weight")]
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.99), fused=True)
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
-        self.average.update_parameters(model)
+        self.average = _copies(stage.parameters)
+        self.update_average = get_ema_multi_avg_fn(0.98)
 
-    @property
-    def averaged(self) -> MaskedVAE:
-        """The model with averaged weights."""
-        return cast(MaskedVAE, self.average.module)
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has the averaged weights for a while."""
+        current = _copies(self.stage.parameters)
+        _restore(self.stage.parameters, self.average)
+        yield
+        _restore(self.stage.parameters, current)
 
     def run(self, values: Tensor, cells: Tensor, steps: range, folds: Folds | None) -> None:
         """Take some optimiser steps; `cells` (M, n, D) is what each member may see."""
-        model, plan = self.model.train(), self.plan
+        model, plan, parameters = self.model.train(), self.plan, self.stage.parameters
         n_members, n = cells.shape[:2]
         member = torch.arange(n_members, device=values.device).unsqueeze(1)
         for step in steps:
@@ -243,13 +266,13 @@ class _Loop:
                 group["lr"] = plan.rate(step)
             rows, linear = _batch(n, plan.batch_size, n_members, folds, values.device)
             n_draws = plan.n_draws[0] if step < 0.3 * plan.steps else plan.n_draws[1]
-            loss = model.loss(values[rows], cells[member, rows], n_draws, linear, rows).mean(1).sum()
+            loss = self.stage.loss(values[rows], cells[member, rows], n_draws, linear, rows).mean(1).sum()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             # Members are independent: their gradients' common norm grows with the root of their number.
-            torch.nn.utils.clip_grad_norm_(self.parameters, n_members**0.5)
+            torch.nn.utils.clip_grad_norm_(parameters, n_members**0.5)
             self.optimizer.step()
-            self.average.update_parameters(model)
+            self.update_average(self.average, parameters, step)
 
 
 def _batch(

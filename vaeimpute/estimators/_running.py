@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from vaeimpute.training import Plan
-
-OnCheck = Callable[[str, dict, Plan], None]
+OnCheck = Callable[[str, dict, int], None]
 
 
 def resolve_device(device: str | torch.device, *, or_cpu: bool = False) -> torch.device:
@@ -69,7 +67,7 @@ def seeded(random_state: Any, device: torch.device) -> Iterator[None]:
 def progress(verbose: int) -> Iterator[OnCheck]:
     """Show the checks of a fit: a rich progress bar where rich is installed, lines on stderr otherwise, or nothing."""
     if not verbose:
-        yield lambda reading, record, plan: None
+        yield lambda reading, record, n_steps: None
         return
     if find_spec("rich") is None:
         yield _log
@@ -79,14 +77,14 @@ def progress(verbose: int) -> Iterator[OnCheck]:
     with Progress() as bar:
         tasks: dict[str, Any] = {}
 
-        def on_check(reading: str, record: dict, plan: Plan) -> None:
+        def on_check(reading: str, record: dict, n_steps: int) -> None:
             if reading not in tasks:
-                tasks[reading] = bar.add_task(reading, total=plan.steps)
+                tasks[reading] = bar.add_task(reading, total=n_steps)
             bar.update(tasks[reading], completed=record["step"], description=f"{reading}: error {record['error']:.4f}")
 
         yield on_check
 
 
-def _log(reading: str, record: dict, plan: Plan) -> None:
+def _log(reading: str, record: dict, n_steps: int) -> None:
     step, error, seconds = record["step"], record["error"], record["seconds"]
-    print(f"{reading}: step {step} of {plan.steps}, held-out error {error:.4f}, {seconds:.1f} s", file=sys.stderr)
+    print(f"{reading}: step {step} of {n_steps}, held-out error {error:.4f}, {seconds:.1f} s", file=sys.stderr)
