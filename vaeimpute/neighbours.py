@@ -12,7 +12,7 @@ from vaeimpute.linear import Conditional, Linear, conditional_mean
 # Bandwidth of each head at the start, in standard deviations of a feature, and whether a row of the bank whose own cell
 # is unknown counts by the linear model's uncertainty of it, or by its mean as if it were known.
 HEADS = ((0.3, True), (1.0, True), (0.3, False), (1.0, False))
-_SMALLEST_VARIANCE = 1e-4  # of a kernel: distances are differences of large numbers in single precision
+_SMALLEST_VARIANCE = 1e-6  # of a kernel: distances are differences of large numbers in single precision
 
 
 class Neighbours(nn.Module):
