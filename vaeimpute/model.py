@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from vaeimpute import objective
 from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.likelihoods import CellSpec
-from vaeimpute.linear import Linear, conditional, posterior
-from vaeimpute.neighbours import HEADS, Neighbours
+from vaeimpute.linear import Conditional, Linear, conditional, posterior
+from vaeimpute.neighbours import HEADS, Neighbours, Votes
 from vaeimpute.networks import ResidualMLP, StackedLinear
 
 
@@ -232,8 +232,7 @@ class ConditionalVAE(MaskedVAE):
         numeric = self.likelihoods.numeric_features
         self.register_buffer("edges", torch.zeros(len(numeric), config.n_bins + 1))
         self.neighbours = Neighbours(config.n_bank, F)
-        self.log_scale = nn.Parameter(torch.zeros(F))  # of the smoother's error, on top of the linear model's
-        n_in = (3 + 2 * len(HEADS)) * F + len(numeric) * config.n_bins
+        n_in = (4 + 2 * len(HEADS)) * F + len(numeric) * config.n_bins
         self.trunk = ResidualMLP(M, n_in, width, config.depth, config.dropout, norm=True)
         self.prior_head = StackedLinear(M, width, 2 * self.n_latent, zero=True)
         self.gate_head = StackedLinear(M, width, len(HEADS) * F, zero=True)
@@ -262,27 +261,34 @@ class ConditionalVAE(MaskedVAE):
         self.neighbours.known = known.index_select(-1, self.likelihoods.feature_columns)
 
     def stages(self) -> list[Stage]:
-        smoother = [*self.neighbours.parameters(), self.log_scale]
-        mine = {id(p) for p in smoother}
-        return [Stage(smoother, self._smoother_loss), Stage([p for p in self.parameters() if id(p) not in mine], self.loss)]
+        smoother = list(self.neighbours.parameters())
+        networks = [p for name, p in self.named_parameters() if not name.startswith("neighbours.")]
+        return [Stage(smoother, self._smoother_loss), Stage(networks, self.loss)]
 
     def _smoother_loss(
         self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None, rows: Tensor | None = None
     ) -> Tensor:
-        """Negative log-density of freshly hidden cells under the smoother alone, numbers and classes as features."""
-        kept = _remask(observed, self.max_hidden, 0.0)
-        x, o, given, _, _, mean = self._smooth(values, kept, linear, rows)
-        asked = observed.index_select(-1, self.likelihoods.feature_columns) & ~o
-        log_scale = 0.5 * given.variance.log() + self.log_scale
-        return -torch.where(asked, objective.log_density(x, mean, log_scale), 0).sum(-1)
+        """What the smoother alone says of freshly hidden cells, numbers and classes as features, (M, B).
 
-    def _smooth(self, values: Tensor, kept: Tensor, linear: Linear | None, rows: Tensor | None) -> tuple:
-        """Features and which are kept, what the linear VAE and the neighbours make of them, and their mixture."""
+        Two Gaussian likelihoods: one whose scale is a multiple of the linear model's teaches the mean, as a squared
+        error that lets every feature count; one around that mean, held fixed, teaches the cell's own scale.
+        """
+        kept = _remask(observed, self.max_hidden, 0.0)
+        x, o, given, votes = self._ask(values, kept, linear, rows)
+        mean, log_scale = self.neighbours.mix(given, votes)
+        asked = observed.index_select(-1, self.likelihoods.feature_columns) & ~o
+        typical = 0.5 * given.variance.log() + self.neighbours.log_error
+        log_px = objective.log_density(x, mean, typical) + objective.log_density(x, mean.detach(), log_scale)
+        return -torch.where(asked, log_px, 0).sum(-1)
+
+    def _ask(
+        self, values: Tensor, kept: Tensor, linear: Linear | None, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor, Conditional, Votes]:
+        """Features and which of them are kept, and what the linear VAE and the neighbours make of them."""
         x, o = self._inputs(values, kept)
         with torch.no_grad():
             given = conditional(x, o, linear or self.linear)
-        voted, share = self.neighbours(x, o, given, linear or self.linear, rows)
-        return x, o, given, voted, share, self.neighbours.mix(given.mean, voted)
+        return x, o, given, self.neighbours(x, o, given, linear or self.linear, rows)
 
     def loss(
         self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None, rows: Tensor | None = None
@@ -312,18 +318,18 @@ class ConditionalVAE(MaskedVAE):
     def _read(self, values: Tensor, kept: Tensor, linear: Linear | None = None, rows: Tensor | None = None) -> tuple:
         """Base parameters, trunk features, mean and log scale of the latent, given the kept cells."""
         with torch.no_grad():
-            x, o, given, voted, share, smooth = self._smooth(values, kept, linear, rows)
-            filled = torch.where(o, x, smooth)
+            x, o, given, votes = self._ask(values, kept, linear, rows)
+            mean, log_scale = self.neighbours.mix(given, votes)
+            filled = torch.where(o, x, mean)
             numbers = filled.index_select(-1, self.likelihoods.numeric_features).unsqueeze(-1)
             low, high = self.edges[:, :-1], self.edges[:, 1:]
             bins = ((numbers - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).flatten(-2)
-            heads = torch.cat([torch.where(o.unsqueeze(1), x.unsqueeze(1), voted), share], 1)
-            M = self.config.n_members
-            inputs = [torch.where(o, x, 0), filled, o.to(x.dtype), heads.transpose(1, 2).flatten(-2), bins]
-        h = self.trunk(torch.cat([part.expand(M, -1, -1) for part in inputs], -1))
+            heads = torch.cat([torch.where(o.unsqueeze(1), x.unsqueeze(1), votes.mean), votes.share], 1)
+            parts = [torch.where(o, x, 0), filled, o.to(x.dtype), log_scale, heads.transpose(1, 2).flatten(-2), bins]
+            inputs = torch.cat([part.expand(self.config.n_members, -1, -1) for part in parts], -1)
+        h = self.trunk(inputs)
         more = self.gate_head(h).unflatten(-1, (len(HEADS), -1)).transpose(1, 2)
-        mean = self.neighbours.mix(given.mean, voted, more)
-        base = self.likelihoods.base(mean, 0.5 * given.variance.log() + self.log_scale.detach())
+        base = self.likelihoods.base(*self.neighbours.mix(given, votes, more))
         latent_mean, log_scale = self.prior_head(h).chunk(2, -1)
         return base, h, latent_mean, log_scale
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,24 @@ from vaeimpute.linear import Conditional, Linear, conditional_mean
 # Bandwidth of each head at the start, in standard deviations of a feature, and whether a row of the bank whose own cell
 # is unknown counts by the linear model's uncertainty of it, or by its mean as if it were known.
 HEADS = ((0.3, True), (1.0, True), (0.3, False), (1.0, False))
-_SMALLEST_VARIANCE = 1e-6  # of a kernel: distances are differences of large numbers in single precision
+_SMALLEST_WIDTH = 1e-6  # squared, of a kernel: distances are differences of large numbers in single precision
+_BACKBONE = 1e-3  # weight of the backbone's answer beside the votes
+
+
+class Votes(NamedTuple):
+    """What the heads say of every cell, (M, H, B, F).
+
+    Attributes
+    ----------
+    mean, variance : Tensor
+        Of the voters' own cells, the mean moved along the backbone.
+    share : Tensor
+        Of the weight, how much knew the cell.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    share: Tensor
 
 
 class Neighbours(nn.Module):
@@ -46,6 +63,8 @@ class Neighbours(nn.Module):
         self.register_buffer("doubt", doubt, persistent=False)
         self.log_bandwidth = nn.Parameter(bandwidth.log().expand(H, 1, F).clone())
         self.slope = nn.Parameter(torch.zeros(H, 1, F))
+        self.log_scale = nn.Parameter(torch.tensor([[0.0], [-2.0]]).expand(2, F).clone())
+        self.log_error = nn.Parameter(torch.zeros(F))  # of the mixture, in units of the backbone's
         self.gate = nn.Parameter(torch.full((H, 1, F), -4.0))  # nearly closed: the start is the backbone's answer
 
     @torch.no_grad()
@@ -57,8 +76,8 @@ class Neighbours(nn.Module):
 
     def forward(
         self, x: Tensor, kept: Tensor, given: Conditional, linear: Linear, rows: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Votes of each head, (M, H, B, F), and the share of the weight that knew the cell, likewise.
+    ) -> Votes:
+        """Ask the bank.
 
         Parameters
         ----------
@@ -71,18 +90,28 @@ class Neighbours(nn.Module):
         """
         weights = self._weights(x, kept, rows)
         known = self.known.to(x.dtype)
-        values = torch.cat([self.bank * known, known, self.bank.expand_as(known)], -1)
-        voted, share, center = (weights.flatten(1, 2) @ values).unflatten(1, weights.shape[1:3]).chunk(3, -1)
+        cells = self.bank * known
+        values = torch.cat([cells, cells * self.bank, known, self.bank.expand_as(known)], -1)
+        voted, squares, share, center = (weights.flatten(1, 2) @ values).unflatten(1, weights.shape[1:3]).chunk(4, -1)
         mean = given.mean.unsqueeze(1)
-        voted = (voted + 1e-3 * mean) / (share + 1e-3)
+        total = share + _BACKBONE  # where nobody knows the cell, the backbone does
+        voted = (voted + _BACKBONE * mean) / total
+        squares = (squares + _BACKBONE * (mean.square() + given.variance.unsqueeze(1))) / total
         way = mean - conditional_mean(center, kept.unsqueeze(1), linear.per_head(), given.chol.unsqueeze(1))
-        return voted + torch.sigmoid(self.slope) * way, share.expand_as(voted)
+        variance = (squares - voted.square()).clamp(min=0)
+        return Votes(voted + torch.sigmoid(self.slope) * way, variance, share.expand_as(voted))
 
-    def mix(self, mean: Tensor, voted: Tensor, more: Tensor | float = 0.0) -> Tensor:
-        """The backbone's mean (M, B, F) and the heads' votes, mixed by the gates; `more` is added to their logits."""
-        logits = (self.gate + more).expand_as(voted)
+    def mix(self, given: Conditional, votes: Votes, more: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation (M, B, F) of the backbone and the votes, mixed by the gates.
+
+        `more` is added to the gates' logits. The variance is a learnt multiple of the backbone's plus one of the votes'.
+        """
+        logits = (self.gate + more).expand_as(votes.mean)
         share = torch.softmax(nn.functional.pad(logits, (0, 0, 0, 0, 1, 0)), 1)
-        return share[:, 0] * mean + (share[:, 1:] * voted).sum(1)
+        mean = share[:, 0] * given.mean + (share[:, 1:] * votes.mean).sum(1)
+        of_backbone, of_votes = torch.exp(2 * self.log_scale)
+        variance = of_backbone * given.variance + of_votes * (share[:, 1:].detach() * votes.variance.detach()).sum(1)
+        return mean, 0.5 * variance.log()
 
     def _weights(self, x: Tensor, kept: Tensor, rows: Tensor | None) -> Tensor:
         """Kernel weights (M, H, B, N), summing to one over the bank.
@@ -90,7 +119,7 @@ class Neighbours(nn.Module):
         ``log N(q; mean, v) = q^2 (-1 / 2v) + q (mean / v) - mean^2 / 2v - log(v) / 2``: products of what depends on
         the row and what depends on the bank.
         """
-        width = torch.exp(2 * self.log_bandwidth).clamp(min=_SMALLEST_VARIANCE)  # (H, 1, F)
+        width = torch.exp(2 * self.log_bandwidth).clamp(min=_SMALLEST_WIDTH)  # (H, 1, F)
         precision = 1 / (width + self.doubt * self.variance)  # (H, N, F)
         scaled = precision * self.bank
         of_bank = torch.cat([-0.5 * precision, scaled, 0.5 * ((width * precision).log() - scaled * self.bank)], -1)
