@@ -17,6 +17,7 @@ LEVELS = {
     "distributions": 0,
     "likelihoods": 0.5,  # on top of the distributions
     "linear": 0,
+    "neighbours": 0.5,  # on top of the linear model
     "networks": 0,
     "objective": 0,
     "persistence": 0,

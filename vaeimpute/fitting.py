@@ -196,14 +196,14 @@ def _spread(
     observed: Tensor,
     held_out: Tensor,
     continuous: Tensor,
-    n_draws: int = 100,
+    n_draws: int = 48,
     level: float = 0.9,
 ) -> Tensor:
     """Factor per column by which the draws must spread so that their 90% intervals hold 90% of the held-out cells.
 
     One for levels and classes, whose draws must stay what they are.
     """
-    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)[:1500]
+    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)[:600]
     spread = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
     if len(rows) == 0:
         return spread
@@ -248,11 +248,13 @@ def _config(kind: type[MaskedVAE], table: Table, rank: int, level: float) -> Mod
 
 def _plans(model: MaskedVAE, table: Table) -> list[Plan]:
     """How each stage of a reading is trained."""
+    n = len(table.values)
     networks = _network_plan(model, table)
     if isinstance(model, JointVAE):
         return [networks]
-    steps = 200 if len(table.values) >= MIN_ROWS else 0
-    return [Plan(steps, 64, 0.1, patience=steps), networks]
+    # Few parameters and a look at every training row: many steps with few rows each.
+    smoother = Plan(300, 64 if n < 2000 else 32, 0.1, patience=2, check_every=100) if n >= MIN_ROWS else networks
+    return [smoother, networks]
 
 
 def _network_plan(model: MaskedVAE, table: Table) -> Plan:
@@ -261,13 +263,12 @@ def _network_plan(model: MaskedVAE, table: Table) -> Plan:
         return Plan(steps=0, batch_size=1, learning_rate=1.0)
     patience = 5 if n < 500 else 8
     if isinstance(model, ConditionalVAE):
-        refit = 0.2 if n < 2000 else 0.1
-        plan = Plan(min(700, n + 200), 128 if n < 500 else 256, 4e-3, patience=patience, refit=refit)
+        plan = Plan(200, 128, 2e-3, patience=1, refit=0.2 if n < 2000 else 0.1, check_every=100)
     elif has_classes:
         rate = 1e-3 if n < 1500 else 2e-3
-        plan = Plan(min(600, 2 * n + 200), 64 if n < 500 else 128, rate, n_draws=(5, 5), patience=6)
+        plan = Plan(min(600 if n < 500 else 400, 2 * n + 200), 64 if n < 500 else 128, rate, n_draws=(5, 5), patience=6)
     elif n < 2000:
-        plan = Plan(min(700, 2 * n + 200), 64, 3e-3, n_draws=(5, 10), patience=patience)
+        plan = Plan(min(700 if n < 500 else 400, 2 * n + 200), 64, 3e-3, n_draws=(5, 10), patience=patience)
     else:
         plan = Plan(400, 256, 4e-3, n_draws=(4, 4), patience=6, refit=0.1)
     # Wide tables get fewer steps: a step costs six operations per weight, row and draw.

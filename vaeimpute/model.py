@@ -8,7 +8,6 @@ Shape letters: M members, K draws, B rows, D columns, F features, L latent, P pa
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -223,6 +222,7 @@ class ConditionalVAE(MaskedVAE):
     n_latent = 8  # what hidden cells share beyond the kept ones
     hide_all = 0.1  # share of rows that keep nothing: on these the bound is the masked ELBO
     max_hidden = 0.7
+    voters = 2048  # rows of the bank that are asked in a step of the networks
 
     edges: Tensor  # (numbers, bins + 1) quantiles of each numeric feature
 
@@ -274,7 +274,7 @@ class ConditionalVAE(MaskedVAE):
         error that lets every feature count; one around that mean, held fixed, teaches the cell's own scale.
         """
         kept = _remask(observed, self.max_hidden, 0.0)
-        x, o, given, votes = self._ask(values, kept, linear, rows)
+        x, o, given, votes = self._ask(values, kept, linear, rows, slice(None))
         mean, log_scale = self.neighbours.mix(given, votes)
         asked = observed.index_select(-1, self.likelihoods.feature_columns) & ~o
         typical = 0.5 * given.variance.log() + self.neighbours.log_error
@@ -282,13 +282,18 @@ class ConditionalVAE(MaskedVAE):
         return -torch.where(asked, log_px, 0).sum(-1)
 
     def _ask(
-        self, values: Tensor, kept: Tensor, linear: Linear | None, rows: Tensor | None
+        self,
+        values: Tensor,
+        kept: Tensor,
+        linear: Linear | None,
+        rows: Tensor | None,
+        voters: slice,
     ) -> tuple[Tensor, Tensor, Conditional, Votes]:
         """Features and which of them are kept, and what the linear VAE and the neighbours make of them."""
         x, o = self._inputs(values, kept)
         with torch.no_grad():
             given = conditional(x, o, linear or self.linear)
-        return x, o, given, self.neighbours(x, o, given, linear or self.linear, rows)
+        return x, o, given, self.neighbours(x, o, given, linear or self.linear, rows, voters)
 
     def loss(
         self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None, rows: Tensor | None = None
@@ -315,10 +320,17 @@ class ConditionalVAE(MaskedVAE):
         params = base.unsqueeze(1) + correction
         return params, torch.zeros_like(params[..., 0])
 
+    def _voters(self, training: bool) -> slice:
+        """All of the bank; in a step of the networks, which only learn how far to trust it, a random part."""
+        if training and self.config.n_bank > self.voters:
+            start = int(torch.randint(self.config.n_bank - self.voters + 1, (1,)))
+            return slice(start, start + self.voters)
+        return slice(None)
+
     def _read(self, values: Tensor, kept: Tensor, linear: Linear | None = None, rows: Tensor | None = None) -> tuple:
         """Base parameters, trunk features, mean and log scale of the latent, given the kept cells."""
         with torch.no_grad():
-            x, o, given, votes = self._ask(values, kept, linear, rows)
+            x, o, given, votes = self._ask(values, kept, linear, rows, self._voters(rows is not None))
             mean, log_scale = self.neighbours.mix(given, votes)
             filled = torch.where(o, x, mean)
             numbers = filled.index_select(-1, self.likelihoods.numeric_features).unsqueeze(-1)

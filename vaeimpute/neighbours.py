@@ -50,6 +50,7 @@ class Neighbours(nn.Module):
     bank: Tensor  # (N, F) training rows, their holes filled by the linear model
     variance: Tensor  # (N, F) the linear model's uncertainty of what is filled
     numbers: Tensor  # (N,) their numbers in the training table
+    doubt: Tensor  # (H, 1, 1) whether an unknown cell of the bank counts by its uncertainty
     known: Tensor  # (M, N, F) which of their cells each member may use
 
     def __init__(self, n_bank: int, n_features: int) -> None:
@@ -75,7 +76,7 @@ class Neighbours(nn.Module):
         self.numbers.copy_(numbers)
 
     def forward(
-        self, x: Tensor, kept: Tensor, given: Conditional, linear: Linear, rows: Tensor | None
+        self, x: Tensor, kept: Tensor, given: Conditional, linear: Linear, rows: Tensor | None, voters: slice
     ) -> Votes:
         """Ask the bank.
 
@@ -87,11 +88,13 @@ class Neighbours(nn.Module):
             What `linear` makes of them.
         rows : Tensor of shape (M, B), optional
             The rows' own numbers in the training table, when they are part of it.
+        voters : slice
+            The part of the bank that is asked.
         """
-        weights = self._weights(x, kept, rows)
-        known = self.known.to(x.dtype)
-        cells = self.bank * known
-        values = torch.cat([cells, cells * self.bank, known, self.bank.expand_as(known)], -1)
+        bank, known = self.bank[voters], self.known[:, voters].to(x.dtype)
+        weights = self._weights(x, kept, rows, voters, known)
+        cells = bank * known
+        values = torch.cat([cells, cells * bank, known, bank.expand_as(known)], -1)
         voted, squares, share, center = (weights.flatten(1, 2) @ values).unflatten(1, weights.shape[1:3]).chunk(4, -1)
         mean = given.mean.unsqueeze(1)
         total = share + _BACKBONE  # where nobody knows the cell, the backbone does
@@ -104,7 +107,7 @@ class Neighbours(nn.Module):
     def mix(self, given: Conditional, votes: Votes, more: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation (M, B, F) of the backbone and the votes, mixed by the gates.
 
-        `more` is added to the gates' logits. The variance is a learnt multiple of the backbone's plus one of the votes'.
+        `more` is added to the gates' logits. The variance is a multiple of the backbone's plus one of the votes'.
         """
         logits = (self.gate + more).expand_as(votes.mean)
         share = torch.softmax(nn.functional.pad(logits, (0, 0, 0, 0, 1, 0)), 1)
@@ -113,22 +116,23 @@ class Neighbours(nn.Module):
         variance = of_backbone * given.variance + of_votes * (share[:, 1:].detach() * votes.variance.detach()).sum(1)
         return mean, 0.5 * variance.log()
 
-    def _weights(self, x: Tensor, kept: Tensor, rows: Tensor | None) -> Tensor:
+    def _weights(self, x: Tensor, kept: Tensor, rows: Tensor | None, voters: slice, known: Tensor) -> Tensor:
         """Kernel weights (M, H, B, N), summing to one over the bank.
 
         ``log N(q; mean, v) = q^2 (-1 / 2v) + q (mean / v) - mean^2 / 2v - log(v) / 2``: products of what depends on
         the row and what depends on the bank.
         """
         width = torch.exp(2 * self.log_bandwidth).clamp(min=_SMALLEST_WIDTH)  # (H, 1, F)
-        precision = 1 / (width + self.doubt * self.variance)  # (H, N, F)
-        scaled = precision * self.bank
-        of_bank = torch.cat([-0.5 * precision, scaled, 0.5 * ((width * precision).log() - scaled * self.bank)], -1)
+        bank = self.bank[voters]
+        precision = 1 / (width + self.doubt * self.variance[voters])  # (H, N, F)
+        scaled = precision * bank
+        of_bank = torch.cat([-0.5 * precision, scaled, 0.5 * ((width * precision).log() - scaled * bank)], -1)
         q = torch.where(kept, x, 0)
         of_row = torch.cat([q.square(), q, kept.to(x.dtype)], -1)
         scores = of_row.unsqueeze(1) @ of_bank.transpose(-1, -2)  # (M, H, B, N)
         # Neither a row itself nor one that knows nothing of what is asked may draw the weight to it.
         if rows is not None:
-            useless = rows.unsqueeze(-1) == self.numbers
+            useless = rows.unsqueeze(-1) == self.numbers[voters]
         else:
-            useless = (~kept).to(x.dtype) @ self.known.to(x.dtype).transpose(-1, -2) < 0.5
-        return torch.softmax(scores.masked_fill(useless.unsqueeze(1), torch.finfo(scores.dtype).min), -1)
+            useless = (~kept).to(x.dtype) @ known.transpose(-1, -2) < 0.5
+        return torch.softmax(scores.masked_fill_(useless.unsqueeze(1), torch.finfo(scores.dtype).min), -1)

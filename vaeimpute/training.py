@@ -209,7 +209,7 @@ def fit_model(
 def refit_model(
     model: MaskedVAE, values: Tensor, observed: Tensor, plan: Plan, steps: int, *, folds: Folds | None, clock: Clock
 ) -> None:
-    """Go on from the best weights of the last stage at a fifth of the rate, with the held-out cells back in the table."""
+    """Go on with the last stage from its best weights, at a fifth of the rate, with the held-out cells back."""
     model.remember(observed.unsqueeze(0))
     plan = replace(plan, steps=max(steps, 1), learning_rate=0.2 * plan.learning_rate)
     cells = observed.expand(model.config.n_members, -1, -1)
@@ -258,7 +258,8 @@ class _Loop:
 
     def run(self, values: Tensor, cells: Tensor, steps: range, folds: Folds | None) -> None:
         """Take some optimiser steps; `cells` (M, n, D) is what each member may see."""
-        model, plan, parameters = self.model.train(), self.plan, self.stage.parameters
+        self.model.train()
+        plan, parameters = self.plan, self.stage.parameters
         n_members, n = cells.shape[:2]
         member = torch.arange(n_members, device=values.device).unsqueeze(1)
         for step in steps:
