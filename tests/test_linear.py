@@ -48,7 +48,7 @@ def test_posterior_conditional_and_likelihood_are_those_of_the_gaussian(size):
     values, observed, linear = table(5, n_features, rank, missing=0.4, seed=seed)
     values[~observed] = torch.nan  # what is stored in a hole has no influence
     m, chol = posterior(values, observed, linear)
-    mean, variance = conditional(values, observed, linear)
+    mean, variance, _ = conditional(values, observed, linear)
     log_p = log_likelihood(values, observed, linear)
     sigma = covariance(linear)
     for i, o in enumerate(observed):
@@ -77,7 +77,7 @@ def test_evidence_obeys_the_chain_rule():
     for column in range(4):
         before = full.clone()
         before[:, column:] = False
-        mean, variance = conditional(values, before, linear)
+        mean, variance, _ = conditional(values, before, linear)
         total += torch.distributions.Normal(mean, variance.sqrt()).log_prob(values)[:, column]
     torch.testing.assert_close(log_likelihood(values, full, linear), total)
 
@@ -100,7 +100,7 @@ def test_precision_is_an_argument():
     low = linear.to(torch.float32)
     assert all(p.dtype == torch.float32 for p in low)
     assert low.rank == linear.rank == 2
-    mean, _ = conditional(values.float(), observed, low)
+    mean, _, _ = conditional(values.float(), observed, low)
     torch.testing.assert_close(mean.double(), conditional(values, observed, linear)[0], rtol=1e-4, atol=1e-4)
 
 
@@ -207,7 +207,7 @@ def test_odd_tables_do_not_break(shape, rank, spoil):
         spoil(values, observed)
     linear = fit_linear(values, observed, rank, 1e-4)
     assert linear.W.shape == (shape[1], rank)
-    mean, variance = conditional(values, observed, linear)
+    mean, variance, _ = conditional(values, observed, linear)
     for tensor in (*linear, mean, variance, log_likelihood(values, observed, linear)):
         assert tensor.isfinite().all()
     assert (linear.psi >= 1e-4).all()
