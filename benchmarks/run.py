@@ -128,7 +128,7 @@ def impute_case(case: Case) -> dict:
         completed, draw = peer.draws(X, case.seed, **params)
     else:
         completed = peer.complete(X, case.seed, **params)
-    line = {"seconds": round(time.perf_counter() - start, 3), "peak_mb": _peak_mb()}
+    line = {"seconds": round(time.perf_counter() - start, 3), "peak_mb": peak_mb()}
     check_completed(completed, truth, observed)
     line |= describe(case, truth, observed) | judge(truth, completed, observed, TABLES[case.table].target)
     if draw is not None:
@@ -159,7 +159,7 @@ def out_of_sample_case(case: Case) -> dict:
     else:
         completed = peer.complete(X, case.seed, **params)[new]
         line = {}
-    line |= {"seconds": round(time.perf_counter() - start, 3), "peak_mb": _peak_mb(), "transductive": peer.fit is None}
+    line |= {"seconds": round(time.perf_counter() - start, 3), "peak_mb": peak_mb(), "transductive": peer.fit is None}
     check_completed(completed, truth[new], observed[new])
     whole = describe(case, truth, observed)
     return line | whole | judge(truth[new], completed, observed[new], TABLES[case.table].target)
@@ -226,7 +226,7 @@ def run_cases(cases: list[Case], out: Path, jobs: int = 1, cores: int | None = N
     lines = (compute(case, cores) for case in todo) if jobs == 1 else _in_processes(todo, jobs, cores)
     for i, line in enumerate(lines, 1):
         failures += "error" in line
-        _append(out, line)
+        append_line(out, line)
         what = f"{line['table']} {line['mechanism']} {line['rate']} seed {line['seed']} {line['method']}"
         took = (time.perf_counter() - start) / 60
         click.echo(f"[{i}/{len(todo)}, {took:.1f} min] {what}: {_summary(line)}", err=True)
@@ -283,7 +283,7 @@ def _cut_unfinished_line(file: Path) -> None:
         file.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
-def _append(file: Path, line: dict) -> None:
+def append_line(file: Path, line: dict) -> None:
     """Write one line in a single call, and to the disk: a kill leaves at most one unfinished line, the last."""
     with file.open("a") as stream:
         stream.write(json.dumps(_plain(line), allow_nan=False, separators=(",", ":")) + "\n")
@@ -317,7 +317,7 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """Largest resident size of the process, libraries included, since `_reset_peak`."""
     status = Path("/proc/self/status")
     for row in status.read_text().splitlines() if status.exists() else []:
