@@ -124,11 +124,11 @@ def _share(peer, X: pd.DataFrame, params: dict, device: str, seconds: float) -> 
 
     with FlopCounterMode(display=False) as counter:
         peer.fit(X, 0, **params)
-    a = torch.randn(2048, 2048, device=device)
     fastest = np.inf
-    for _ in range(5):
+    for dtype in [torch.float32, torch.bfloat16] * 4:  # against the faster: training may use either
+        a = torch.randn(2048, 2048, device=device).to(dtype)
         start = time.perf_counter()
-        (a @ a).sum().item()  # item waits for the device
+        (a @ a)[0, 0].item()  # item waits for the device
         fastest = min(fastest, time.perf_counter() - start)
     rate, done = 2 * 2048**3 / fastest / 1e9, counter.get_total_flops() / 1e9
     return {"fit_gflop": done, "machine_gflops": rate, "matmul_share": done / seconds / rate}

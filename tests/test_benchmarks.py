@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import warnings
 from pathlib import Path
 
@@ -13,11 +15,12 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import report, run
+from benchmarks import pictures, report, run, speed
 from benchmarks.datasets import TABLES, Table, codes, hide, load, numeric_columns
 from benchmarks.peer_densities import gaussian_mixture
-from benchmarks.peers import PEERS, Peer
+from benchmarks.peers import PEERS, Peer, fitted
 from benchmarks.run import Case
+from benchmarks.scores import METRICS
 from vaeimpute.amputation import MECHANISMS, ampute
 
 BUNDLED = ["breast_cancer_wdbc", "diabetes_lars", "iris", "wine_recognition"]
@@ -349,19 +352,114 @@ def test_draws_and_settings(toy, tmp_path, monkeypatch):
     assert len(lines_of(out)) == 2
     readme = tmp_path / "README.md"
     invoke(report.main, "--results", out, "--readme", readme)
-    assert "90% intervals" in readme.read_text()
+    assert "### Intervals" in readme.read_text()
+    assert "inside 0.9" in readme.read_text()
     assert (tmp_path / "results" / "coverage.png").exists()
 
 
-def test_a_new_peer_and_a_new_table_are_one_function_and_one_row(tmp_path, monkeypatch):
-    def zeros(X, seed):
-        return X.fillna(0.0)
+@pytest.fixture
+def dicts():
+    """The dicts that a newcomer adds a row to, put back at the end."""
+    rows = {"PEERS": PEERS, "TABLES": TABLES, "METRICS": METRICS}
+    before = {name: dict(row) for name, row in rows.items()}
+    yield rows
+    for name, row in rows.items():
+        row.clear()
+        row.update(before[name])
 
-    monkeypatch.setitem(PEERS, "zeros", Peer(zeros))
-    monkeypatch.setitem(TABLES, "line", Table(lambda: pd.DataFrame({"a": range(30), "b": range(30)}), "held-out"))
+
+def test_the_newcomers_peer_table_and_score_reach_the_report(tmp_path, dicts):
+    """What benchmarks/README.md shows: one function and one row each, then run and report."""
+    shown = re.search(r"^```python\n(.*?)^```", (run.RESULTS.parent / "README.md").read_text(), re.M | re.S)[1]
+    exec(shown, dicts | {"Peer": Peer, "Table": Table, "numeric_columns": numeric_columns, "pd": pd})
+    out, readme = tmp_path / "lines.jsonl", tmp_path / "README.md"
+    invoke(run.main, "--tables", "ladder", "--methods", "zeros,mean", "--mechanisms", "mcar", "--out", out)
+    zeros, mean = lines_of(out)
+    assert (zeros["method"], zeros["rows"]) == ("zeros", 100)
+    assert zeros["bias"] < -100 < mean["bias"]
+    invoke(report.main, "--results", out, "--readme", readme)
+    header = next(row for row in readme.read_text().splitlines() if row.startswith("| method | mean rank | nrmse"))
+    assert "| bias |" in header
+    assert "| zeros |" in readme.read_text()
+
+
+def test_out_of_sample_judges_rows_that_a_fit_has_not_seen(toy, tmp_path, monkeypatch):
+    seen = []
+
+    def fit(X, seed):
+        seen.append(X.index)
+        return PEERS["mean"].fit(X, seed)
+
+    def complete(X, seed):
+        seen.append(X.index)
+        return PEERS["mean"].complete(X, seed)
+
+    monkeypatch.setitem(PEERS, "fits", fitted(fit))
+    monkeypatch.setitem(PEERS, "completes", Peer(complete))
     out = tmp_path / "lines.jsonl"
-    invoke(run.main, "--tables", "line", "--methods", "zeros,mean", "--mechanisms", "mcar", "--out", out)
-    assert {line["method"]: line["rows"] for line in lines_of(out)} == {"zeros": 30, "mean": 30}
+    invoke(run.main, "--task", "out-of-sample", "--tables", toy, "--methods", "fits,completes", "--out", out)
+    fits, completes = lines_of(out)[:2]
+    assert [len(rows) for rows in seen[:2]] == [42, 59]  # 42 = 70% of 59
+    assert (fits["transductive"], completes["transductive"]) == (False, True)
+    assert fits["holes"] == completes["holes"]
+    assert "transform_seconds" in fits
+    readme = tmp_path / "README.md"
+    invoke(report.main, "--results", out, "--readme", readme)
+    assert "completes (saw the new rows)" in readme.read_text()
+
+
+def test_a_missing_package_is_named_and_ends_nothing(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(PEERS, "rare", Peer(PEERS["mean"].complete, imports=("no_such_package",)))
+    out = tmp_path / "lines.jsonl"
+    arguments = ("--tables", toy, "--methods", "rare,mean", "--mechanisms", "mcar", "--out", out)
+    assert "1 lines failed" in invoke(run.main, *arguments)
+    assert "rare needs the package no_such_package: pip install" in lines_of(out)[0]["error"]
+    assert "error" not in lines_of(out)[1]
+
+
+@pytest.mark.slow
+def test_several_processes_work_on_one_suite(tmp_path):
+    out = tmp_path / "lines.jsonl"
+    arguments = ("--tables", "iris", "--methods", "mean,knn", "--seeds", "0,1", "--mechanisms", "mcar", "--out", out)
+    invoke(run.main, *arguments, "--jobs", 2)
+    assert {(line["method"], line["seed"]) for line in lines_of(out)} == {
+        ("mean", 0),
+        ("mean", 1),
+        ("knn", 0),
+        ("knn", 1),
+    }
+    assert all("error" not in line and line["cores"] >= 1 for line in lines_of(out))
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_costs_its_case_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "compute", die_on_seed_0)
+    cases = [Case("imputation", "iris", 5000, "mcar", 0.3, seed, "mean", 0) for seed in range(3)]
+    lines = list(run._in_processes(cases, 1, 1))
+    assert "a process died" in lines[0]["error"]
+    assert [line["seed"] for line in lines[1:]] == [1, 2]
+    assert not any("error" in line for line in lines[1:])
+
+
+def die_on_seed_0(case, cores):
+    if case.seed == 0:
+        os._exit(1)
+    return case.key()
+
+
+def test_a_suite_is_the_union_of_its_grids(toy, monkeypatch):
+    wide = run.Grid((toy,), ("mean", "knn"), mechanisms=("mcar",), seeds=(0, 1))
+    narrow = run.Grid((toy,), ("mean", "median"), mechanisms=("mcar",))
+    keys = [(case.method, case.seed) for case in run._cases((wide, narrow), None, {})]
+    assert keys == [("mean", 0), ("knn", 0), ("mean", 1), ("knn", 1), ("median", 0)]
+
+
+def test_full_suite_covers_what_it_promises():
+    tables = run.SUITES["full"][0].tables
+    assert len(tables) >= 16
+    splits = [TABLES[name].split for name in tables]
+    assert splits.count("tuning") == splits.count("held-out")
+    assert set(run.SUITES["full"][0].methods) | set(run.SUITES["full"][-1].methods) == PEERS.keys() - {"hyperimpute"}
 
 
 @pytest.mark.parametrize("option", [("--tables", "nope"), ("--methods", "nope"), ("--mechanisms", "nope")])
@@ -402,6 +500,93 @@ def test_report_writes_between_the_markers_only(toy, tmp_path):
 
 def test_report_without_results(tmp_path):
     assert "No results yet." in invoke(report.main, "--results", tmp_path / "*.jsonl", "--readme", tmp_path / "R.md")
+
+
+def test_columns_won_counts_columns():
+    lines = [
+        {"nrmse_columns": {"x": 1.0, "y": 2.0}, "class_error_columns": {"c": 0.5}, "method": "a"},
+        {"nrmse_columns": {"x": 2.0, "y": 1.0}, "class_error_columns": {"c": 0.5}, "method": "b"},
+        {"nrmse_columns": {"x": 3.0, "y": 3.0}, "class_error_columns": {"c": 1.0}, "method": "d"},
+    ]
+    case = {"table": "t", "mechanism": "mcar", "rate": 0.3, "seed": 0}
+    won = report.columns_won(pd.DataFrame([case | line for line in lines]), ["a", "b", "d"])
+    assert won.loc["a", "b"] == won.loc["b", "a"] == 0.5
+    assert won.loc["a", "d"] == 1.0
+
+
+def test_lines_on_other_holes_are_listed_as_failures(toy, tmp_path):
+    out, readme = tmp_path / "lines.jsonl", tmp_path / "README.md"
+    invoke(run.main, "--tables", toy, "--methods", "mean,median,knn", "--mechanisms", "mcar", "--out", out)
+    lines = lines_of(out)
+    lines[1]["holes"] = "another"
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    invoke(report.main, "--results", out, "--readme", readme)
+    assert "toy mcar 0.3 0 median: saw other holes than the rest of its case" in readme.read_text()
+    assert "| median |" not in readme.read_text()
+
+
+def test_critical_difference_joins_methods_that_do_not_differ():
+    pytest.importorskip("scikit_posthocs")
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "table": f"t{t}",
+            "mechanism": "mcar",
+            "rate": 0.3,
+            "seed": 0,
+            "method": m,
+            "nrmse": level + 0.01 * rng.random(),
+        }
+        for t in range(20)
+        for m, level in (("good", 0.1), ("twin", 0.1), ("bad", 0.9))
+    ]
+    figure = pictures.critical_difference(pd.DataFrame(rows))
+    assert "20 tables" in figure.axes[0].get_title()
+
+
+def test_speed_points_and_their_tables(tmp_path):
+    made = speed.made_table(200, 5)
+    assert made.shape == (200, 5)
+    assert made.isna().to_numpy().mean() == pytest.approx(0.2, abs=0.05)
+    lines = [speed.measure("mean", rows, columns) for rows, columns in ((100, 5), (200, 5), (100, 10))]
+    assert all(line["fit_seconds"] > 0 and line["peak_mb"] >= line["before_mb"] for line in lines)
+    lines.append(
+        {"task": "speed", "method": "mean", "rows": 400, "columns": 5, "device": "cpu", "cores": 1, "error": "over 1 s"}
+    )
+    tables = speed.speed_tables(lines)
+    assert any("against rows, 5 columns" in title for title in tables)
+    assert any("against columns, 100 rows" in title for title in tables)
+    assert any("over 1 s" in str(table.to_numpy()) for table in tables.values())
+    out = tmp_path / "speed.jsonl"
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    invoke(report.main, "--results", out, "--readme", tmp_path / "README.md")
+    assert "Speed: growth of time" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_speed_command_resumes_and_stops_at_the_limit(tmp_path):
+    out = tmp_path / "speed.jsonl"
+    arguments = ("--methods", "mean", "--columns", "5", "--middle-rows", 50, "--cores", 1, "--out", out)
+    invoke(speed.main, *arguments, "--rows", "50,100", "--middle-columns", 5)
+    first = out.read_text()
+    assert [line["rows"] for line in lines_of(out)] == [50, 100]
+    invoke(speed.main, *arguments, "--rows", "50,100", "--middle-columns", 5)
+    assert out.read_text() == first
+    invoke(speed.main, *arguments, "--rows", "150,200", "--middle-columns", 5, "--limit", 0.01)
+    assert [line["rows"] for line in lines_of(out)] == [50, 100, 150]
+    assert lines_of(out)[-1]["error"] == "over 0.01 s"
+
+
+def test_share_of_matrix_products_is_a_share():
+    torch = pytest.importorskip("torch")
+
+    def fit(X, seed):
+        a = torch.ones(300, 300)
+        return a @ a
+
+    line = speed._share(fitted(fit), pd.DataFrame(), {}, "cpu", seconds=1.0)
+    assert line["fit_gflop"] == pytest.approx(2 * 300**3 / 1e9)
+    assert 0 < line["matmul_share"] < 1
 
 
 def test_ratios_are_geometric_means_over_common_cases():
