@@ -32,10 +32,10 @@ def gaussian_mixture(X: pd.DataFrame, seed: int, n_components: tuple[int, ...] =
     The number of components by BIC, from few to many until it rises; components start from k-means on the table that
     the fit before completed. Classes one-hot, the covariances' ridge is `gaussian_em`'s.
     """
-    design, best = Design(X), None
+    design = Design(X)
     matrix = design.encode(X)
     n, d = matrix.shape
-    mixture, filled = [(1.0, np.zeros(d), np.eye(d))], np.nan_to_num(matrix)
+    mixture, filled, best, lowest = [(1.0, np.zeros(d), np.eye(d))], matrix, [], np.inf
     for k in n_components:
         if k > 1:
             labels = KMeans(k, n_init=3, random_state=seed).fit_predict(filled)
@@ -45,10 +45,10 @@ def gaussian_mixture(X: pd.DataFrame, seed: int, n_components: tuple[int, ...] =
             ]
         mixture, log_likelihood = _mixture_em(matrix, mixture)
         bic = k * (1 + d + d * (d + 1) / 2) * np.log(n) - 2 * log_likelihood
-        if best is not None and bic > best[0]:
+        if bic > lowest:
             break
-        best, filled = (bic, mixture), _mixture_moments(matrix, mixture)[0]
-    return lambda Y: design.restore(Y, _mixture_moments(design.encode(Y), best[1])[0])
+        best, lowest, filled = mixture, bic, _mixture_moments(matrix, mixture)[0]
+    return lambda Y: design.restore(Y, _mixture_moments(design.encode(Y), best)[0])
 
 
 def gaussian_copula(X: pd.DataFrame, seed: int) -> Transform:
@@ -115,12 +115,12 @@ def _network_beliefs(bins: np.ndarray, holes: np.ndarray) -> dict[tuple[int, int
     network = DiscreteBayesianNetwork(search.causal_graph_.edges())
     network.add_nodes_from(states.columns)
     inference = VariableElimination(network.fit(states, estimator=DiscreteBayesianEstimator()))
-    beliefs = {}
+    beliefs: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
     for i in np.flatnonzero(holes.any(axis=1)):
         known = {f"c{j}": bins[i, j] for j in np.flatnonzero(~holes[i])}
         for j in np.flatnonzero(holes[i]):  # one by one: for several at once pgmpy builds their joint table
             factor = inference.query([f"c{j}"], known, show_progress=False)
-            beliefs[i, int(j)] = np.array(factor.state_names[f"c{j}"]), factor.values
+            beliefs[int(i), int(j)] = np.array(factor.state_names[f"c{j}"]), factor.values
     return beliefs
 
 

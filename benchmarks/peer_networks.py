@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ def gain(X: pd.DataFrame, seed: int, n_steps: int = 10_000) -> pd.DataFrame:
 
     Numbers are scaled to [0, 1], both networks have two hidden layers as wide as the table; one pass is the answer.
     """
-    torch, nn, design = *_torch(seed), Design(X)
+    (torch, nn), design = _torch(seed), Design(X)
     matrix = design.encode(X)
     low, span = np.nanmin(matrix, axis=0), np.maximum(np.ptp(np.nan_to_num(matrix), axis=0), 1e-6)
     x, m = _tensors((matrix - low) / span)
@@ -47,7 +48,7 @@ def plain_vae(X: pd.DataFrame, seed: int, n_epochs: int = 300, latent_dim: int =
 
     Two layers of 128, unit-variance Gaussian cells, Adam 1e-3, batch 64.
     """
-    torch, nn, design = *_torch(seed), Design(X)
+    (torch, nn), design = _torch(seed), Design(X)
     x, _ = _tensors(design.encode(X), fill_with_mean=True)
     encoder = nn.Sequential(*_layers(x.shape[1], 128, 128), nn.Linear(128, 2 * latent_dim))
     decoder = nn.Sequential(*_layers(latent_dim, 128, 128), nn.Linear(128, x.shape[1]))
@@ -68,7 +69,7 @@ def miwae(X: pd.DataFrame, seed: int, n_epochs: int = 500, n_draws: int = 1000) 
     Differs in L = 1,000 draws at imputation (there 10,000), in 500 epochs or 10,000 steps, whichever is less, and in
     classes, one-hot as further numbers.
     """
-    torch, nn, design = *_torch(seed), Design(X)
+    (torch, nn), design = _torch(seed), Design(X)
     x, m = _tensors(design.encode(X))
     encoder = nn.Sequential(*_layers(x.shape[1], 128, 128, 128), nn.Linear(128, 20))
     decoder = nn.Sequential(*_layers(10, 128, 128, 128), nn.Linear(128, 3 * x.shape[1]))
@@ -95,7 +96,7 @@ def miwae(X: pd.DataFrame, seed: int, n_epochs: int = 500, n_draws: int = 1000) 
     return design.restore(X, filled.double().numpy())
 
 
-def _torch(seed: int):
+def _torch(seed: int) -> tuple[Any, Any]:
     """torch and torch.nn, imported here because they take seconds, and seeded."""
     import torch
 

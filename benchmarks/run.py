@@ -251,14 +251,15 @@ def compute(case: Case, cores: int | None = None) -> dict:
 
 def _in_processes(todo: list[Case], jobs: int, cores: int | None) -> Iterator[dict]:
     """Lines as they come from ``jobs`` processes. One that dies (out of memory, say) costs the cases in flight."""
-    waiting, running, pool = iter(todo), {}, None
+    waiting, pool = iter(todo), None
+    running: dict[Future, Case] = {}
     while True:
         pool = pool or ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
         for case in itertools.islice(waiting, jobs - len(running)):
             running[pool.submit(compute, case, cores)] = case
         if not running:
             return pool.shutdown()
-        finished: set[Future] = wait(running, return_when=FIRST_COMPLETED).done
+        finished = wait(running, return_when=FIRST_COMPLETED).done
         for future in finished:
             case = running.pop(future)
             if isinstance(future.exception(), BrokenProcessPool):

@@ -90,7 +90,8 @@ def speed_tables(lines: list[dict]) -> dict[str, pd.DataFrame]:
     frame["who"] = frame["method"] + np.where(frame["device"] == "cpu", "", " on " + frame["device"])
     cores = "/".join(str(n) for n in sorted(frame["cores"].unique()))
     frame["seconds"] = frame["fit_seconds"] + frame["transform_seconds"].fillna(0.0)
-    answer, exponents = {}, {}
+    answer: dict[str, pd.DataFrame] = {}
+    exponents: dict[str, dict[str, float]] = {}
     for axis, other in (("rows", "columns"), ("columns", "rows")):
         fixed = frame.groupby(other)[axis].nunique().idxmax()
         part = frame[frame[other] == fixed]
