@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.metadata
 import itertools
 import json
 import multiprocessing
@@ -186,10 +187,10 @@ def check_completed(completed: pd.DataFrame, truth: pd.DataFrame, observed: np.n
 
 def describe(case: Case, truth: pd.DataFrame, observed: np.ndarray) -> dict:
     """What was run, on what, with what."""
-    packages = dict.fromkeys(("numpy", "pandas", "sklearn", *PEERS[case.method].imports))
-    versions = {
-        name: sys.modules[name].__version__ for name in packages if hasattr(sys.modules.get(name), "__version__")
-    }
+    packages = dict.fromkeys(
+        ("numpy", "pandas", "sklearn", *(name.split(".")[0] for name in PEERS[case.method].imports))
+    )
+    versions = {name: _version(name) for name in packages if name in sys.modules}
     return {
         "split": TABLES[case.table].split,
         "rows": truth.shape[0],
@@ -305,11 +306,17 @@ def _key_of(line: dict) -> tuple:
     return tuple(line[name] for name in KEY)
 
 
+def _version(package: str) -> str:
+    return getattr(sys.modules[package], "__version__", None) or importlib.metadata.version(package)
+
+
 def _summary(line: dict) -> str:
     if "error" in line:
         return line["error"]
     shown = ("nrmse", "class_error", "crps", "seconds")
-    return ", ".join(f"{name} {line[name]:.4g}" for name in shown if line.get(name) is not None)
+    return ", ".join(
+        f"{name} {line[name]:.4g}" for name in shown if line.get(name) is not None and line[name] == line[name]
+    )
 
 
 def _reset_peak() -> None:
