@@ -18,29 +18,24 @@ def gain(X: pd.DataFrame, seed: int, n_steps: int = 10_000) -> pd.DataFrame:
 
     Numbers are scaled to [0, 1], both networks have two hidden layers as wide as the table; one pass is the answer.
     """
-    (torch, nn), design = _torch(seed), Design(X)
+    torch, design = _torch(seed), Design(X)
     matrix = design.encode(X)
     low, span = np.nanmin(matrix, axis=0), np.maximum(np.ptp(np.nan_to_num(matrix), axis=0), 1e-6)
     x, m = _tensors((matrix - low) / span)
     d = x.shape[1]
-    generator = nn.Sequential(*_layers(2 * d, d, d), nn.Linear(d, d), nn.Sigmoid())
-    critic = nn.Sequential(*_layers(2 * d, d, d), nn.Linear(d, d), nn.Sigmoid())
+    generator, critic = _perceptron(2 * d, d, d, d), _perceptron(2 * d, d, d, d)
     steps = [torch.optim.Adam(network.parameters(), 1e-3) for network in (critic, generator)]
     for _ in range(n_steps):
         rows = torch.randint(len(x), (min(128, len(x)),))
         a, o = x[rows], m[rows]
-        guess = generator(torch.cat([torch.where(o > 0, a, 0.01 * torch.rand_like(a)), o], 1))
-        hint = o * (torch.rand_like(o) < 0.9)
+        guess, hint = generator(_with_noise(a, o)).sigmoid(), o * (torch.rand_like(o) < 0.9)
         for step, fake in zip(steps, (guess.detach(), guess), strict=True):
-            p = critic(torch.cat([torch.where(o > 0, a, fake), hint], 1)).clamp(1e-7, 1 - 1e-7)
-            if fake.requires_grad:
-                loss = 100 * (o * (a - fake) ** 2).sum() / o.sum() - ((1 - o) * p.log()).mean()
-            else:
-                loss = -(o * p.log() + (1 - o) * (1 - p).log()).mean()
-            _descend(step, loss)
+            p = critic(torch.cat([torch.where(o > 0, a, fake), hint], 1)).sigmoid().clamp(1e-7, 1 - 1e-7)
+            unmask = -(o * p.log() + (1 - o) * (1 - p).log()).mean()
+            deceive = 100 * (o * (a - fake) ** 2).sum() / o.sum() - ((1 - o) * p.log()).mean()
+            _descend(step, deceive if fake is guess else unmask)
     with torch.no_grad():
-        guess = generator(torch.cat([torch.where(m > 0, x, 0.01 * torch.rand_like(x)), m], 1))
-    return design.restore(X, guess.double().numpy() * span + low)
+        return design.restore(X, generator(_with_noise(x, m)).sigmoid().double().numpy() * span + low)
 
 
 def plain_vae(X: pd.DataFrame, seed: int, n_epochs: int = 300, latent_dim: int = 8) -> pd.DataFrame:
@@ -48,10 +43,10 @@ def plain_vae(X: pd.DataFrame, seed: int, n_epochs: int = 300, latent_dim: int =
 
     Two layers of 128, unit-variance Gaussian cells, Adam 1e-3, batch 64.
     """
-    (torch, nn), design = _torch(seed), Design(X)
+    torch, design = _torch(seed), Design(X)
     x, _ = _tensors(design.encode(X), fill_with_mean=True)
-    encoder = nn.Sequential(*_layers(x.shape[1], 128, 128), nn.Linear(128, 2 * latent_dim))
-    decoder = nn.Sequential(*_layers(latent_dim, 128, 128), nn.Linear(128, x.shape[1]))
+    encoder = _perceptron(x.shape[1], 128, 128, 2 * latent_dim)
+    decoder = _perceptron(latent_dim, 128, 128, x.shape[1])
     step = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-3)
     for _ in range(n_epochs):
         for rows in torch.randperm(len(x)).split(64):
@@ -69,39 +64,49 @@ def miwae(X: pd.DataFrame, seed: int, n_epochs: int = 500, n_draws: int = 1000) 
     Differs in L = 1,000 draws at imputation (there 10,000), in 500 epochs or 10,000 steps, whichever is less, and in
     classes, one-hot as further numbers.
     """
-    (torch, nn), design = _torch(seed), Design(X)
+    torch, design = _torch(seed), Design(X)
     x, m = _tensors(design.encode(X))
-    encoder = nn.Sequential(*_layers(x.shape[1], 128, 128, 128), nn.Linear(128, 20))
-    decoder = nn.Sequential(*_layers(10, 128, 128, 128), nn.Linear(128, 3 * x.shape[1]))
-    step, prior = (
-        torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-3),
-        torch.distributions.Normal(0, 1),
-    )
-
-    def weighted(rows, k):  # log-weights (k, b) and decoder means (k, b, D)
-        mean, raw = encoder(x[rows]).chunk(2, 1)
-        q = torch.distributions.Normal(mean, nn.functional.softplus(raw) + 1e-4, validate_args=False)
-        z = q.rsample((k,))
-        location, scale, df = decoder(z).chunk(3, 2)
-        scale, df = nn.functional.softplus(scale) + 1e-3, nn.functional.softplus(df) + 3
-        log_px = torch.distributions.StudentT(df, location, scale, validate_args=False).log_prob(x[rows])
-        return (log_px * m[rows]).sum(2) + (prior.log_prob(z) - q.log_prob(z)).sum(2), location
-
+    encoder = _perceptron(x.shape[1], 128, 128, 128, 20)
+    decoder = _perceptron(10, 128, 128, 128, 3 * x.shape[1])
+    step = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-3)
     for _ in range(min(n_epochs, 10_000 // -(-len(x) // 64))):
         for rows in torch.randperm(len(x)).split(64):
-            _descend(step, -weighted(rows, 20)[0].logsumexp(0).mean())
+            log_w, _ = _importance(encoder, decoder, x[rows], m[rows], 20)
+            _descend(step, -log_w.logsumexp(0).mean())
+    filled = []
     with torch.no_grad():
-        parts = [weighted(rows, n_draws) for rows in torch.arange(len(x)).split(16)]
-        filled = torch.cat([torch.einsum("kb,kbd->bd", log_w.softmax(0), mean) for log_w, mean in parts])
-    return design.restore(X, filled.double().numpy())
+        for rows in torch.arange(len(x)).split(16):
+            log_w, mean = _importance(encoder, decoder, x[rows], m[rows], n_draws)
+            filled.append(torch.einsum("kb,kbd->bd", log_w.softmax(0), mean))
+    return design.restore(X, torch.cat(filled).double().numpy())
 
 
-def _torch(seed: int) -> tuple[Any, Any]:
-    """torch and torch.nn, imported here because they take seconds, and seeded."""
+def _importance(encoder, decoder, x, observed, n_draws: int):
+    """Log-weights (K, B) of draws from the encoder, and the decoder's means (K, B, D)."""
+    from torch.distributions import Normal, StudentT
+    from torch.nn.functional import softplus
+
+    mean, raw = encoder(x).chunk(2, 1)
+    q, prior = Normal(mean, softplus(raw) + 1e-4, validate_args=False), Normal(0.0, 1.0)
+    z = q.rsample((n_draws,))
+    location, scale, df = decoder(z).chunk(3, 2)
+    log_px = StudentT(softplus(df) + 3, location, softplus(scale) + 1e-3, validate_args=False).log_prob(x)
+    return (log_px * observed).sum(2) + (prior.log_prob(z) - q.log_prob(z)).sum(2), location
+
+
+def _with_noise(x, observed):
+    """GAIN's input: small noise in the holes, and beside it what is observed."""
+    import torch
+
+    return torch.cat([torch.where(observed > 0, x, 0.01 * torch.rand_like(x)), observed], 1)
+
+
+def _torch(seed: int) -> Any:
+    """The module, imported where it is used because it takes seconds, and seeded."""
     import torch
 
     torch.manual_seed(seed)
-    return torch, torch.nn
+    return torch
 
 
 def _tensors(matrix: np.ndarray, fill_with_mean: bool = False):
@@ -113,10 +118,11 @@ def _tensors(matrix: np.ndarray, fill_with_mean: bool = False):
     return torch.tensor(np.where(observed, matrix, filling)).float(), torch.tensor(observed).float()
 
 
-def _layers(*widths: int) -> list:
+def _perceptron(*widths: int):
     from torch import nn
 
-    return [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
 
 
 def _descend(optimizer, loss) -> None:

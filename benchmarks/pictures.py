@@ -18,8 +18,14 @@ def by_case(results: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def most_finished(errors: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
-    """The methods that finished at least this share of the cases, on the cases that all of them finished."""
-    return errors.loc[:, errors.notna().mean() >= share].dropna()
+    """The methods that finished at least this share of the cases, on the cases that all of them finished.
+
+    Where they have no case in common, those with the fewest are left out until there is one.
+    """
+    kept = errors.loc[:, errors.notna().mean() >= share]
+    while len(kept.columns) and kept.dropna().empty:
+        kept = kept.drop(columns=kept.count().idxmin())
+    return kept.dropna()
 
 
 def draw_pictures(results: pd.DataFrame, folder: Path) -> list[Path]:

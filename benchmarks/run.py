@@ -23,6 +23,7 @@ import resource
 import sys
 import time
 import traceback
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -237,8 +238,10 @@ def run_cases(cases: list[Case], out: Path, jobs: int = 1, cores: int | None = N
 def compute(case: Case, cores: int | None = None) -> dict:
     """The line of a case. One failing method must not end the run: its line says why, and the log where."""
     try:
-        for module in PEERS[case.method].imports:  # before the clock starts and the threads are limited
-            importlib.import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a package says of its own imports
+            for module in PEERS[case.method].imports:  # before the clock starts and the threads are limited
+                importlib.import_module(module)
         cores = joblib.effective_n_jobs(cores)
         with joblib.parallel_config(n_jobs=cores), threadpool_limits(cores):  # BLAS and torch too
             return case.key() | TASKS[case.task](case)

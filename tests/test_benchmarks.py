@@ -502,6 +502,13 @@ def test_report_without_results(tmp_path):
     assert "No results yet." in invoke(report.main, "--results", tmp_path / "*.jsonl", "--readme", tmp_path / "R.md")
 
 
+def test_methods_without_a_common_case_do_not_empty_the_tables():
+    errors = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [1.0, np.nan, 2.0], "c": [np.nan, 1.0, np.nan]})
+    assert list(pictures.most_finished(errors)) == ["a", "b"]
+    assert list(pictures.most_finished(errors, 0.2)) == ["a", "b"]  # c has none in common with b
+    assert pictures.most_finished(errors, 0.9).shape == (3, 1)
+
+
 def test_columns_won_counts_columns():
     lines = [
         {"nrmse_columns": {"x": 1.0, "y": 2.0}, "class_error_columns": {"c": 0.5}, "method": "a"},
