@@ -1,7 +1,7 @@
 """Turn result lines into the tables and pictures of ``benchmarks/README.md``.
 
     python -m benchmarks.report
-    python -m benchmarks.report --results /tmp/peers.jsonl --results /tmp/mine.jsonl --readme /tmp/report/README.md
+    python -m benchmarks.report --results peers.jsonl --results mine.jsonl --readme elsewhere/README.md
 
 Only what stands between the two markers of the README is replaced; pictures go to ``results/`` beside it.
 """

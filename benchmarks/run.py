@@ -2,7 +2,7 @@
 
     python -m benchmarks.run --suite quick
     python -m benchmarks.run --suite full --jobs 2
-    python -m benchmarks.run --tables iris,concrete --methods mean,vaeimpute --out /tmp/mine.jsonl
+    python -m benchmarks.run --tables iris,concrete --methods mean,vaeimpute --out mine.jsonl
     python -m benchmarks.run --tables concrete --methods vaeimpute --set latent_dim=8 --draws 100
 
 Every method sees the same holes: they depend on the table, mechanism, rate and seed alone, and each line carries their
