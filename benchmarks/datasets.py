@@ -29,12 +29,14 @@ class Table:
     """A table of the benchmarks.
 
     ``split`` is "tuning" for tables that were looked at while the method was designed, "held-out" for the others: only
-    the latter say what to expect of a new table.
+    the latter say what to expect of a new table. ``target`` is the column that a model would learn to predict, by
+    default the last.
     """
 
     source: Source
     split: str
     max_rows: int = 5000
+    target: str | None = None
 
 
 def bundled(name: str, classes: tuple[str, ...] = ("target",), **options) -> Source:
@@ -96,7 +98,7 @@ TABLES: dict[str, Table] = {
     "obesity_levels": Table(parquet("tabular/obesity_levels.parquet"), "held-out"),
     "oil_spill": Table(parquet("tabular/oil_spill.parquet", 311), "held-out"),
     "pendigits": Table(parquet("tabular/pendigits.parquet", 32), "tuning"),
-    "penguins": Table(parquet("tabular/penguins.parquet", 42585), "tuning"),
+    "penguins": Table(parquet("tabular/penguins.parquet", 42585), "tuning", target="species"),
     "planning_relax": Table(parquet("tabular/planning_relax.parquet", 1490), "held-out"),
     "power_plant_ccpp": Table(parquet("tabular/power_plant_ccpp.parquet"), "held-out"),
     "protein_tertiary": Table(parquet("tabular/protein_tertiary.parquet"), "held-out"),

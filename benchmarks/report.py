@@ -1,7 +1,7 @@
 """Turn result lines into the tables and pictures of ``benchmarks/README.md``.
 
     python -m benchmarks.report
-    python -m benchmarks.report --results /tmp/peers.jsonl --results /tmp/mine.jsonl --readme /tmp/report/README.md
+    python -m benchmarks.report --results peers.jsonl --results mine.jsonl --readme elsewhere/README.md
 
 Only what stands between the two markers of the README is replaced; pictures go to ``results/`` beside it.
 """
@@ -14,25 +14,18 @@ import click
 import numpy as np
 import pandas as pd
 
+from benchmarks.pictures import CASE, by_case, draw_pictures, most_finished
 from benchmarks.run import KEY, RESULTS, read_lines
+from benchmarks.scores import METRICS
+from benchmarks.speed import speed_tables
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-CASE = ["table", "mechanism", "rate", "seed"]
+OURS = "vaeimpute"
 
 TEMPLATE = f"""# Benchmarks
 
-    python -m benchmarks.run --suite quick      # minutes; the tables that come with scikit-learn
-    python -m benchmarks.run --suite issue      # hours; 32 tables
-    python -m benchmarks.report                 # this page
-
-`datasets.py` lists the tables, `peers.py` the methods, `run.py` the suites; a new table or method is one row there.
-Four tables come with scikit-learn; the others are read from the folder `VAEIMPUTE_DATA`, or downloaded from OpenML.
-
-**How to read it.** Cells of complete tables are hidden, completed, and compared with the truth; every method sees the
-same holes. NRMSE is the error over all hidden numbers in units of their column's standard deviation (filling in the
-mean scores about 1), class error the share of wrong classes among hidden class cells. *Tuning* tables were looked at
-while the method was designed; only the *held-out* ones say what to expect of a new table. Seconds are those of the
-cores given beside them.
+    python -m benchmarks.run --suite quick
+    python -m benchmarks.report
 
 ## Results
 
@@ -52,51 +45,141 @@ Kept by hand: an idea, the tables it was tried on, what it did, and whether it s
 def read_results(files: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Results, one row per case and method, and the lines that only ever failed.
 
-    A later line replaces an earlier one, a result an error, and a line with draws one without.
+    A later line replaces an earlier one, a result an error, and a line with draws one without. A result on other holes
+    than most of its case's (another version of the table or of NumPy) counts as failed.
     """
-    lines = sorted((line for file in files for line in read_lines(file)), key=lambda line: "error" not in line)
+    lines = [line for file in files for line in read_lines(file) if line["task"] != "speed"]
+    lines.sort(key=lambda line: "error" not in line)
     if not lines:
         return pd.DataFrame(), pd.DataFrame()
     frame = pd.DataFrame({tuple(line[name] for name in KEY): line for line in lines}.values())
-    failed = frame["error"].notna() if "error" in frame else pd.Series(False, index=frame.index)
+    frame = frame.assign(error=frame.get("error"))
+    if "holes" in frame:
+        usual = frame.groupby(["task", "max_rows", *CASE])["holes"].transform(lambda holes: [*holes.mode(), None][0])
+        other = frame["error"].isna() & (frame["holes"] != usual)
+        frame.loc[other, "error"] = "saw other holes than the rest of its case"
+    failed = frame["error"].notna()
     results, failures = frame[~failed].sort_values("draws", kind="stable"), frame[failed]
     if len(results):
         shape = results["rows"].astype(int).astype(str) + "×" + results["columns"].astype(int).astype(str)
-        results = results.assign(table=results["table"] + " " + shape).drop_duplicates([*CASE, "method"], keep="last")
+        results = results.assign(table=results["table"] + " " + shape)
+        results["realised_rate"] = results["hidden"] / (results["rows"] * results["columns"])
+        results = results.drop_duplicates(["task", *CASE, "method"], keep="last")
     return results.reset_index(drop=True), failures
 
 
 def summary(results: pd.DataFrame) -> str:
-    """Per split: mean ranks, mean class error, seconds; then how each method's NRMSE compares with each other's."""
+    """Per split: ranks, class error, seconds; each method's NRMSE over each other's; the share of columns won."""
     parts = []
     for split, part in results.groupby("split"):
-        errors, classes = _by_case(part, "nrmse"), _by_case(part, "class_error")
+        errors, classes = most_finished(by_case(part, "nrmse")), most_finished(by_case(part, "class_error"))
+        cores = part.groupby("method")["cores"].agg(lambda cores: "/".join(map(str, sorted(set(map(int, cores))))))
         columns = {
-            "cases": errors.count(),
-            "mean rank, NRMSE": errors.dropna().rank(axis=1).mean(),
-            "mean rank, class error": classes.dropna().rank(axis=1).mean(),
-            "mean class error": classes.dropna().mean(),
-            "median seconds": _by_case(part, "seconds").median(),
-            "cores": part.groupby("method")["cores"].agg(
-                lambda cores: "/".join(map(str, sorted(set(map(int, cores)))))
-            ),
+            "mean rank, NRMSE": errors.rank(axis=1).mean(),
+            "mean rank, MAE": by_case(part, "nmae").loc[errors.index, errors.columns].rank(axis=1).mean(),
+            "mean rank, class error": classes.rank(axis=1).mean(),
+            "mean class error": classes.mean(),
+            "median seconds": by_case(part, "seconds")[list(errors)].median(),
         }
         overview = pd.DataFrame(columns).sort_values("mean rank, NRMSE")
-        n = len(errors.dropna())
+        overview["cores"] = cores
+        shown = list(errors.mean().loc[overview.index].index)
         parts += [
             f"### Summary, {split} tables\n",
-            f"Ranks and mean class errors are over the {n} cases that every method finished (with hidden classes).\n",
-            markdown(overview, {"mean class error": ".3f", "cases": ".0f"}),
-            "Geometric mean of NRMSE(row) / NRMSE(column) over the cases both finished; below 1 the row is better.\n",
-            markdown(ratios(errors).loc[overview.index, overview.index], default=".3f"),
+            f"{headline(errors)}Ranks are over the {len(errors)} cases (class errors: {len(classes)}) that every "
+            "method here finished; a method is here if it finished half of the cases.\n",
+            f"Tables: {', '.join(sorted({index[0] for index in errors.index}))}.\n",
+            markdown(overview, {"mean class error": ".3f", "median seconds": ".3g"}),
+            "Geometric mean of NRMSE(row) / NRMSE(column); below 1 the row is better.\n",
+            markdown(ratios(errors).loc[shown, shown], default=".3f"),
+            "Share of columns won by the row from the column (numbers by NRMSE, classes by error; a tie is half).\n",
+            markdown(columns_won(part, shown), default=".0%"),
         ]
     return "\n".join(parts)
+
+
+def headline(errors: pd.DataFrame) -> str:
+    """How vaeimpute stands beside the best single peer, by geometric-mean NRMSE."""
+    if OURS not in errors or errors.shape[1] < 2 or errors.empty:
+        return ""
+    against = ratios(errors).loc[OURS].drop(OURS)
+    return (
+        f"**{OURS}: NRMSE {against.max() - 1:+.1%} against the best single peer ({against.idxmax()})**, "
+        f"mean rank {errors.rank(axis=1).mean()[OURS]:.2f} of {errors.shape[1]}. "
+    )
 
 
 def ratios(errors: pd.DataFrame) -> pd.DataFrame:
     """Geometric mean over cases of each method's error divided by each other method's, from a (case, method) table."""
     logs = np.log(errors.where(errors > 0))
     return pd.DataFrame({peer: np.exp(logs.sub(logs[peer], axis=0).mean()) for peer in errors})
+
+
+def columns_won(results: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
+    """Share of (case, column) pairs in which the row's error is below the column's, ties counted half."""
+    cells = {}
+    for line in results[results["method"].isin(methods)].to_dict("records"):
+        for name, error in (line["nrmse_columns"] | line["class_error_columns"]).items():
+            if error is not None:
+                cells[(*(line[part] for part in CASE), name, line["method"])] = error
+    errors = pd.Series(cells).unstack().reindex(columns=methods).dropna()
+    won = {
+        peer: errors.lt(errors[peer], axis=0).mean() + errors.eq(errors[peer], axis=0).mean() / 2 for peer in methods
+    }
+    table = pd.DataFrame(won).rename_axis(index="method")
+    return table.mask(np.eye(len(table), dtype=bool))
+
+
+def mechanisms(results: pd.DataFrame) -> str:
+    """Geometric-mean NRMSE over the best peer of the case, by mechanism and rate."""
+    logs = np.log(by_case(results, "nrmse").clip(lower=1e-6))
+    peers = [method for method in logs if not method.startswith(OURS)]
+    if not peers:
+        return ""
+    main = most_finished(logs)
+    relative = np.exp(main.sub(main[[m for m in main if m in peers]].min(axis=1), axis=0))
+    grid = np.exp(np.log(relative).groupby(["mechanism", "rate"]).mean())
+    realised = results.groupby(["mechanism", "rate"])["realised_rate"].mean()
+    grid.index = [f"{name.upper()} {rate:.0%} ({realised[name, rate]:.0%} realised)" for name, rate in grid.index]
+    grid.index.name = "hidden"
+    body = markdown(grid, default=".3f", bold_smallest=True)
+    return f"### By mechanism and rate\n\nGeometric mean of NRMSE over that of the case's best peer.\n\n{body}"
+
+
+def all_scores(results: pd.DataFrame) -> str:
+    """The mean of every score that is one number, slower families included, over the cases that all have."""
+    errors = most_finished(by_case(results, "nrmse"), 0.2)
+    if errors.empty:
+        return ""
+    common = results[results["method"].isin(list(errors))].set_index(CASE).loc[errors.index]
+    names = [name for name in METRICS if name in common and not common[name].map(lambda x: isinstance(x, dict)).any()]
+    names += [name for name in ("seconds", "peak_mb") if name not in names]
+    grid = common.astype(dict.fromkeys(names, float)).groupby("method")[names].mean().sort_values("nrmse")
+    grid.insert(0, "mean rank", errors.rank(axis=1).mean())
+    body = markdown(grid, {"mean rank": ".2f", "seconds": ".3g", "peak_mb": ".0f"}, default=".3f")
+    return (
+        f"### Every method and score\n\nMeans over the {len(errors)} cases that every method here finished.\n\n{body}"
+    )
+
+
+def out_of_sample(results: pd.DataFrame) -> str:
+    """Errors on rows that were not fitted to."""
+    errors = by_case(results, "nrmse").dropna()
+    if errors.empty:
+        return ""
+    grid = pd.DataFrame(
+        {
+            "mean rank, NRMSE": errors.rank(axis=1).mean(),
+            "NRMSE": errors.mean(),
+            "class error": by_case(results, "class_error").mean(),
+            "seconds": by_case(results, "seconds").median(),
+        }
+    ).sort_values("mean rank, NRMSE")
+    saw = results.groupby("method")["transductive"].any()
+    grid.index = [f"{method}{' (saw the new rows)' if saw[method] else ''}" for method in grid.index]
+    grid.index.name = "method"
+    text = f"Fitted to 70% of the rows, judged on the holes of the others; {len(errors)} cases."
+    return f"### Out of sample\n\n{text}\n\n{markdown(grid, {'seconds': '.3g'}, default='.3f')}"
 
 
 def tables(results: pd.DataFrame) -> str:
@@ -117,14 +200,27 @@ def tables(results: pd.DataFrame) -> str:
 
 
 def coverage(results: pd.DataFrame) -> str:
-    """Coverage and width of 90% intervals, and CRPS, where draws were made; empty where none were."""
-    if "coverage90" not in results or results["coverage90"].isna().all():
+    """Coverage of the intervals at each level, their width, and CRPS, where draws were made; empty where none were."""
+    if "coverage" not in results or results["coverage"].isna().all():
         return ""
-    drawn = results.dropna(subset="coverage90")
-    grid = drawn.groupby(["table", "method"])[["coverage90", "width90", "crps", "draw_seconds"]].mean()
-    grid.index = [f"{table}, {method}" for table, method in grid.index]
-    grid.index.name = "table, method"
-    return "### 90% intervals\n\n" + markdown(grid, {"draw_seconds": ".3g"}, default=".3f")
+    drawn = results.dropna(subset="coverage").reset_index(drop=True)
+    levels = pd.DataFrame(drawn["coverage"].tolist()).add_prefix("inside ")
+    widths = pd.DataFrame(drawn["width"].tolist()).add_prefix("width ")
+    grid = pd.concat([drawn[["table", "method", "crps", "draw_seconds"]], levels, widths], axis=1)
+    by_method = grid.drop(columns="table").groupby("method").mean()
+    by_table = grid.drop(columns="draw_seconds").groupby(["table", "method"]).mean()
+    by_table.index = pd.Index([f"{table}, {method}" for table, method in by_table.index], name="table, method")
+    details = (
+        f"<details><summary>Intervals of each table</summary>\n\n{markdown(by_table, default='.3f')}\n</details>\n"
+    )
+    text = "Share of hidden numbers inside their interval, by nominal level; width and CRPS in column sds."
+    return f"### Intervals\n\n{text}\n\n{markdown(by_method, {'draw_seconds': '.3g'}, default='.3f')}\n{details}"
+
+
+def speed(files: list[Path]) -> str:
+    """The tables of the speed runs among the lines."""
+    lines = [line for file in files for line in read_lines(file) if line["task"] == "speed"]
+    return "\n".join(f"### {title}\n\n{markdown(grid, default='.3g')}" for title, grid in speed_tables(lines).items())
 
 
 def markdown(
@@ -148,97 +244,24 @@ def _cell(value, spec: str) -> str:
     return "" if pd.isna(value) else format(value, spec)
 
 
-def _by_case(results: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """(case, method) table of a metric; cases for which no method has it are left out."""
-    return results.pivot(index=CASE, columns="method", values=metric).dropna(how="all").astype(float)
-
-
-def draw_pictures(results: pd.DataFrame, folder: Path) -> list[Path]:
-    """Accuracy against time, a heat map of NRMSE, and coverage where there are draws, as PNG files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"accuracy_time": _accuracy_time, "heatmap": _heatmap, "coverage": _coverage_bars}
-    written = []
-    for name, draw in pictures.items():
-        figure = draw(results)
-        if figure is not None:
-            written.append(folder / f"{name}.png")
-            figure.savefig(written[-1], dpi=120, bbox_inches="tight", metadata={"Software": None})
-    return written
-
-
-def _accuracy_time(results: pd.DataFrame):
-    from matplotlib.figure import Figure
-
-    errors, seconds = _by_case(results, "nrmse").dropna(), _by_case(results, "seconds")
-    if errors.empty:
-        return None
-    best = errors.div(errors.min(axis=1), axis=0)
-    score, time = np.exp(np.log(best).mean()), np.exp(np.log(seconds.loc[errors.index].clip(lower=1e-3)).mean())
-    figure = Figure(figsize=(7, 4.5))
-    axes = figure.subplots()
-    for method in errors:
-        axes.scatter(time[method], score[method], s=60, zorder=3)
-        axes.annotate(method, (time[method], score[method]), xytext=(6, 5), textcoords="offset points")
-    axes.margins(x=0.15, y=0.1)
-    axes.set(xscale="log", xlabel="seconds per table (geometric mean)", ylabel="NRMSE / best of the case (geom. mean)")
-    axes.set_title(f"Accuracy against time, {len(errors)} cases; lower left is better")
-    axes.grid(alpha=0.3)
-    return figure
-
-
-def _heatmap(results: pd.DataFrame):
-    from matplotlib.figure import Figure
-
-    grid = results.pivot_table(index="table", columns="method", values="nrmse", aggfunc="mean")
-    if grid.empty:
-        return None
-    grid = grid[grid.mean().sort_values().index]
-    relative = np.log2(grid.div(grid.min(axis=1), axis=0))
-    figure = Figure(figsize=(1.6 + 0.9 * grid.shape[1], 1.5 + 0.27 * len(grid)))
-    axes = figure.subplots()
-    axes.imshow(relative, cmap="YlOrRd", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(grid.shape[1]), grid.columns, rotation=45, ha="right")
-    axes.set_yticks(range(len(grid)), grid.index)
-    for (i, j), value in np.ndenumerate(grid.to_numpy()):
-        if not np.isnan(value):
-            shade = "white" if relative.iloc[i, j] > 0.7 else "black"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=shade)
-    axes.set_title("NRMSE; pale = best of the table, dark = twice the best")
-    return figure
-
-
-def _coverage_bars(results: pd.DataFrame):
-    from matplotlib.figure import Figure
-
-    if "coverage90" not in results or results["coverage90"].isna().all():
-        return None
-    grid = results.pivot_table(index="table", columns="method", values="coverage90", aggfunc="mean")
-    figure = Figure(figsize=(7, 1.2 + 0.3 * len(grid) * grid.shape[1]))
-    axes = figure.subplots()
-    height = 0.8 / grid.shape[1]
-    for j, method in enumerate(grid):
-        axes.barh(np.arange(len(grid)) + j * height, grid[method], height=height, label=method)
-    axes.axvline(0.9, color="black", linestyle="--", linewidth=1)
-    axes.set_yticks(np.arange(len(grid)) + 0.4 - height / 2, grid.index)
-    axes.set(xlim=(0.5, 1.0), xlabel="share of hidden numbers inside their 90% interval")
-    axes.invert_yaxis()
-    axes.legend(loc="lower left")
-    return figure
-
-
 def write_report(files: list[Path], readme: Path) -> str:
     """Replace the generated part of the README (created where missing), draw the pictures, and return that part."""
     results, failures = read_results(files)
-    parts = ["No results yet.\n"]
+    parts = []
     if len(results):
-        pictures = draw_pictures(results, readme.parent / "results")
-        shown = [f"![{file.stem.replace('_', ' against ')}](results/{file.name})\n" for file in pictures]
-        parts = [summary(results), *shown, coverage(results), tables(results)]
+        inside, outside = (results[results["task"] == task] for task in ("imputation", "out-of-sample"))
+        if len(inside):
+            pictures = draw_pictures(inside, readme.parent / "results")
+            parts += [summary(inside)]
+            parts += [f"![{file.stem.replace('_', ' ')}](results/{file.name})\n" for file in pictures]
+            parts += [mechanisms(inside), all_scores(inside), coverage(inside)]
+        parts += [out_of_sample(outside) if len(outside) else "", speed(files), tables(inside) if len(inside) else ""]
+    else:
+        parts = [speed(files) or "No results yet.\n"]
     if len(failures):
-        listed = failures[["table", "mechanism", "rate", "seed", "method", "error"]]
-        parts.append(
-            "### Failures\n\n" + "\n".join(f"- {' '.join(map(str, row[:5]))}: {row[5]}" for row in listed.values)
-        )
+        listed = failures[["task", "table", "mechanism", "rate", "seed", "method", "error"]]
+        lines = "\n".join(f"- {' '.join(map(str, row[:6]))}: {row[6]}" for row in listed.values)
+        parts.append(f"### Failures\n\n{lines}")
     generated = "\n".join(part for part in parts if part).strip()
     page = readme.read_text() if readme.exists() else TEMPLATE
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):

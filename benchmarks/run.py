@@ -1,7 +1,8 @@
-"""Run the benchmarks: one JSON line per (table, mechanism, rate, seed, method), resumable at any point.
+"""Run the benchmarks: one JSON line per (task, table, mechanism, rate, seed, method), resumable at any point.
 
     python -m benchmarks.run --suite quick
-    python -m benchmarks.run --tables iris,concrete --methods mean,vaeimpute --out /tmp/mine.jsonl
+    python -m benchmarks.run --suite full --jobs 2
+    python -m benchmarks.run --tables iris,concrete --methods mean,vaeimpute --out mine.jsonl
     python -m benchmarks.run --tables concrete --methods vaeimpute --set latent_dim=8 --draws 100
 
 Every method sees the same holes: they depend on the table, mechanism, rate and seed alone, and each line carries their
@@ -12,16 +13,22 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.metadata
+import itertools
 import json
+import multiprocessing
 import os
 import platform
 import resource
 import sys
 import time
 import traceback
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -32,7 +39,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.datasets import TABLES, codes, hide, load, numeric_columns
 from benchmarks.peers import PEERS
-from vaeimpute import metrics
+from benchmarks.scores import DRAW_METRICS, METRICS, Completion, Draws
 from vaeimpute.amputation import MECHANISMS, ampute
 
 KEY = ("task", "table", "max_rows", "mechanism", "rate", "seed", "method", "draws")
@@ -44,32 +51,49 @@ ISSUE_TABLES = (
     "maternal_health_risk concrete yeast airfoil adult spambase obesity_levels abalone wine_white california_housing "
     "kin8nm letter pendigits power_plant_ccpp"
 )
+# Nine tuning and nine held-out tables, a third of them mixed; three of each, small and different, for more rates.
+FULL_TABLES = (
+    "glass penguins diabetes_lars breast_cancer_wdbc vehicle german_credit concrete airfoil california_housing "
+    "concrete_slump heart_cleveland credit_approval raisin oil_spill travel_reviews banknote obesity_levels "
+    "power_plant_ccpp"
+)
+RATE_TABLES = "penguins diabetes_lars vehicle concrete_slump credit_approval banknote"
+MAIN = "mean knn mice missforest lightgbm-mice em copula vaeimpute"
+FAMILIES = "median mice-draws tree svm mixture bayes-net plain-vae gain miwae"  # slower or weaker: one seed
 
 
 @dataclass(frozen=True)
-class Suite:
-    """What one ``--suite`` runs; every field can be replaced on the command line."""
+class Grid:
+    """All combinations of some tables, methods and ways to hide; every field can be replaced on the command line."""
 
     tables: tuple[str, ...]
     methods: tuple[str, ...]
-    mechanisms: tuple[str, ...] = ("mcar", "mar")
+    mechanisms: tuple[str, ...] = ("mcar", "mar", "mnar")
     rates: tuple[float, ...] = (0.3,)
     seeds: tuple[int, ...] = (0,)
+    task: str = "imputation"
+    draws: int = 0
 
 
-SUITES: dict[str, Suite] = {
-    "quick": Suite(
-        ("iris", "wine_recognition", "diabetes_lars", "breast_cancer_wdbc"),
-        ("mean", "knn", "mice", "em", "vaeimpute"),
-        mechanisms=("mcar",),
+# What one ``--suite`` runs: the union of its grids.
+SUITES: dict[str, tuple[Grid, ...]] = {
+    "quick": (
+        Grid(
+            ("iris", "wine_recognition", "diabetes_lars", "breast_cancer_wdbc"),
+            ("mean", "knn", "mice", "em", "vaeimpute"),
+            mechanisms=("mcar",),
+        ),
     ),
-    "issue": Suite(tuple(ISSUE_TABLES.split()), ("mean", "knn", "mice", "missforest", "vaeimpute")),
-    "full": Suite(
-        tuple(TABLES),
-        tuple(PEERS),
-        mechanisms=tuple(MECHANISMS),
-        rates=(0.1, 0.3, 0.5),
-        seeds=(0, 1, 2),
+    "issue": (
+        Grid(
+            tuple(ISSUE_TABLES.split()), ("mean", "knn", "mice", "missforest", "vaeimpute"), mechanisms=("mcar", "mar")
+        ),
+    ),
+    "full": (
+        Grid(tuple(FULL_TABLES.split()), tuple(MAIN.split()), seeds=(0, 1, 2), draws=40),
+        Grid(tuple(RATE_TABLES.split()), tuple(MAIN.split()), rates=(0.1, 0.5, 0.7), draws=40),
+        Grid(tuple(RATE_TABLES.split()), tuple(MAIN.split()), mechanisms=("mcar",), task="out-of-sample"),
+        Grid(tuple(FULL_TABLES.split()), tuple(FAMILIES.split()), draws=40),
     ),
 }
 
@@ -106,9 +130,9 @@ def impute_case(case: Case) -> dict:
         completed, draw = peer.draws(X, case.seed, **params)
     else:
         completed = peer.complete(X, case.seed, **params)
-    line = {"seconds": round(time.perf_counter() - start, 3), "peak_mb": _peak_mb()}
+    line = {"seconds": round(time.perf_counter() - start, 3), "peak_mb": peak_mb()}
     check_completed(completed, truth, observed)
-    line |= describe(case, truth, observed) | judge(truth, completed, observed)
+    line |= describe(case, truth, observed) | judge(truth, completed, observed, TABLES[case.table].target)
     if draw is not None:
         start = time.perf_counter()
         drawn = draw(case.draws)
@@ -117,7 +141,33 @@ def impute_case(case: Case) -> dict:
     return line
 
 
-TASKS: dict[str, Callable[[Case], dict]] = {"imputation": impute_case}
+def out_of_sample_case(case: Case) -> dict:
+    """Fit on 70% of the rows, holes and all, and judge what becomes of the others.
+
+    A method that only completes whole tables gets the others as further rows. It then sees more than those that fit,
+    which only helps it; its line says ``transductive``.
+    """
+    truth = load(case.table, case.max_rows)
+    observed = holes(case, codes(truth))
+    X, peer, params = hide(truth, observed), PEERS[case.method], json.loads(case.params)
+    new = np.random.default_rng(case.seed).permutation(len(X)) >= 0.7 * len(X)
+    _reset_peak()
+    start = time.perf_counter()
+    if peer.fit is not None:
+        transform = peer.fit(X[~new], case.seed, **params)
+        fitted = time.perf_counter()
+        completed = transform(X[new])
+        line = {"transform_seconds": round(time.perf_counter() - fitted, 3)}
+    else:
+        completed = peer.complete(X, case.seed, **params)[new]
+        line = {}
+    line |= {"seconds": round(time.perf_counter() - start, 3), "peak_mb": peak_mb(), "transductive": peer.fit is None}
+    check_completed(completed, truth[new], observed[new])
+    whole = describe(case, truth, observed)
+    return line | whole | judge(truth[new], completed, observed[new], TABLES[case.table].target)
+
+
+TASKS: dict[str, Callable[[Case], dict]] = {"imputation": impute_case, "out-of-sample": out_of_sample_case}
 
 
 def holes(case: Case, table: np.ndarray) -> np.ndarray:
@@ -138,97 +188,89 @@ def check_completed(completed: pd.DataFrame, truth: pd.DataFrame, observed: np.n
 
 def describe(case: Case, truth: pd.DataFrame, observed: np.ndarray) -> dict:
     """What was run, on what, with what."""
-    packages = dict.fromkeys(("numpy", "pandas", "sklearn", *PEERS[case.method].imports))
-    versions = {name: getattr(sys.modules[name], "__version__", None) for name in packages if name in sys.modules}
+    packages = dict.fromkeys(
+        ("numpy", "pandas", "sklearn", *(name.split(".")[0] for name in PEERS[case.method].imports))
+    )
+    versions = {name: _version(name) for name in packages if name in sys.modules}
     return {
         "split": TABLES[case.table].split,
         "rows": truth.shape[0],
         "columns": truth.shape[1],
         "numeric_columns": len(numeric_columns(truth)),
         "hidden": int((~observed).sum()),
+        "realised_rate": float((~observed).mean()),
         "holes": hashlib.sha1(np.packbits(observed).tobytes()).hexdigest()[:12],
         "cores": joblib.effective_n_jobs(None),
         "versions": {"python": platform.python_version()} | versions,
     }
 
 
-def judge(truth: pd.DataFrame, completed: pd.DataFrame, observed: np.ndarray) -> dict:
-    """Errors on hidden cells, pooled and per column, and distances between completed and true rows."""
-    is_number = truth.columns.isin(numeric_columns(truth))
-    x, y, hidden = codes(truth), codes(completed), ~observed
-    numbers = (x[:, is_number], y[:, is_number], hidden[:, is_number])
-    classes = (x[:, ~is_number], y[:, ~is_number], hidden[:, ~is_number])
-    recalls = [metrics.balanced_accuracy(t[h], c[h]) for t, c, h in zip(*(part.T for part in classes), strict=True)]
-    rows, filled_rows = standardised_rows(truth, truth), standardised_rows(completed, truth)
-    return {
-        "nrmse": metrics.nrmse(*numbers),
-        "nmae": metrics.nmae(*numbers),
-        "class_error": metrics.category_error(*classes),
-        "balanced_accuracy": _nanmean(recalls),
-        "nrmse_columns": dict(zip(truth.columns[is_number], metrics.column_nrmse(*numbers).tolist(), strict=True)),
-        "nmae_columns": dict(zip(truth.columns[is_number], metrics.column_nmae(*numbers).tolist(), strict=True)),
-        "class_error_columns": dict(
-            zip(truth.columns[~is_number], metrics.column_category_error(*classes).tolist(), strict=True)
-        ),
-        "energy_distance": metrics.energy_distance(filled_rows, rows),
-        "sliced_wasserstein": metrics.sliced_wasserstein(filled_rows, rows),
-    }
+def judge(truth: pd.DataFrame, completed: pd.DataFrame, observed: np.ndarray, target: str | None = None) -> dict:
+    """All of `scores.METRICS`: errors on hidden cells, distances between completed and true rows."""
+    completion = Completion(truth, completed, observed, target)
+    return {name: metric(completion) for name, metric in METRICS.items()}
 
 
 def judge_draws(truth: pd.DataFrame, drawn: list[pd.DataFrame], observed: np.ndarray) -> dict:
-    """Coverage, width and CRPS of hidden numbers (in column sds) and the distance of one draw from the true table."""
-    numbers = numeric_columns(truth)
-    hidden = ~observed[:, truth.columns.isin(numbers)]
-    scale = truth[numbers].std(ddof=0).to_numpy()
-    cells = (truth[numbers].to_numpy() / scale)[hidden]
-    draws = np.stack([(frame[numbers].to_numpy(dtype=float) / scale)[hidden] for frame in drawn])
-    return {
-        "coverage90": metrics.interval_coverage(cells, draws),
-        "width90": metrics.interval_width(draws),
-        "crps": _nanmean(metrics.crps_from_draws(cells, draws)),
-        "draw_energy_distance": metrics.energy_distance(
-            standardised_rows(drawn[0], truth), standardised_rows(truth, truth)
-        ),
-    }
+    """All of `scores.DRAW_METRICS`: coverage, width and CRPS of hidden numbers, distance of a draw from the truth."""
+    draws = Draws(truth, drawn, observed)
+    return {name: metric(draws) for name, metric in DRAW_METRICS.items()}
 
 
-def standardised_rows(frame: pd.DataFrame, truth: pd.DataFrame, limit: int = 2000) -> np.ndarray:
-    """The first ``limit`` rows: numbers in units of the true sd, classes as indicators 1/sqrt(2) (so that two
-    different classes are one unit apart)."""
-    frame, numbers = frame.head(limit), set(numeric_columns(truth))
-    blocks = [
-        frame[[name]].to_numpy(dtype=float) / truth[name].std(ddof=0)
-        if name in numbers
-        else np.eye(len(truth[name].cat.categories))[frame[name].cat.codes] / np.sqrt(2)
-        for name in truth
-    ]
-    return np.column_stack(blocks)
-
-
-def run_cases(cases: list[Case], out: Path) -> int:
+def run_cases(cases: list[Case], out: Path, jobs: int = 1, cores: int | None = None) -> int:
     """Compute the cases that ``out`` lacks, append their lines, and return the number that failed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     _cut_unfinished_line(out)
     done = {_key_of(line) for line in read_lines(out) if "error" not in line}
     todo = [case for case in cases if _key_of(case.key()) not in done]
     click.echo(f"{len(cases) - len(todo)} of {len(cases)} lines are in {out} already.", err=True)
-    failures = 0
-    for i, case in enumerate(todo, 1):
-        key, start = case.key(), time.perf_counter()
-        try:
+    start, failures = time.perf_counter(), 0
+    lines = (compute(case, cores) for case in todo) if jobs == 1 else _in_processes(todo, jobs, cores)
+    for i, line in enumerate(lines, 1):
+        failures += "error" in line
+        append_line(out, line)
+        what = f"{line['table']} {line['mechanism']} {line['rate']} seed {line['seed']} {line['method']}"
+        took = (time.perf_counter() - start) / 60
+        click.echo(f"[{i}/{len(todo)}, {took:.1f} min] {what}: {_summary(line)}", err=True)
+    return failures
+
+
+def compute(case: Case, cores: int | None = None) -> dict:
+    """The line of a case. One failing method must not end the run: its line says why, and the log where."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a package says of its own imports
             for module in PEERS[case.method].imports:  # before the clock starts and the threads are limited
                 importlib.import_module(module)
-            with threadpool_limits(joblib.effective_n_jobs(None)):  # BLAS and torch, so that "cores" is true of all
-                line = key | TASKS[case.task](case)
-        except Exception as error:  # one failing method must not end the run: its line says why, and the log where
-            line = key | {"error": f"{type(error).__name__}: {error}"}
-            failures += 1
-            click.echo(traceback.format_exc(), err=True)
-        _append(out, line)
-        what = f"{key['table']} {key['mechanism']} {key['rate']} seed {key['seed']} {key['method']}"
-        took = time.perf_counter() - start
-        click.echo(f"[{i}/{len(todo)}] {what}: {_summary(line)} ({took:.1f} s)", err=True)
-    return failures
+        cores = joblib.effective_n_jobs(cores)
+        with joblib.parallel_config(n_jobs=cores), threadpool_limits(cores):  # BLAS and torch too
+            return case.key() | TASKS[case.task](case)
+    except ModuleNotFoundError as error:
+        hint = f"{case.method} needs the package {error.name}: pip install 'vaeimpute[benchmarks]', or see the README."
+        return case.key() | {"error": hint}
+    except Exception as error:
+        click.echo(traceback.format_exc(), err=True)
+        return case.key() | {"error": f"{type(error).__name__}: {error}"}
+
+
+def _in_processes(todo: list[Case], jobs: int, cores: int | None) -> Iterator[dict]:
+    """Lines as they come from ``jobs`` processes. One that dies (out of memory, say) costs the cases in flight."""
+    waiting, pool = iter(todo), None
+    running: dict[Future, Case] = {}
+    while True:
+        pool = pool or ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+        for case in itertools.islice(waiting, jobs - len(running)):
+            running[pool.submit(compute, case, cores)] = case
+        if not running:
+            return pool.shutdown()
+        finished = wait(running, return_when=FIRST_COMPLETED).done
+        for future in finished:
+            case = running.pop(future)
+            if isinstance(future.exception(), BrokenProcessPool):
+                pool = None
+                yield case.key() | {"error": "a process died, of this case or of one beside it (out of memory?)"}
+            else:
+                yield future.result()
 
 
 def read_lines(file: Path) -> list[dict]:
@@ -246,10 +288,10 @@ def _cut_unfinished_line(file: Path) -> None:
         file.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
-def _append(file: Path, line: dict) -> None:
+def append_line(file: Path, line: dict) -> None:
     """Write one line in a single call, and to the disk: a kill leaves at most one unfinished line, the last."""
     with file.open("a") as stream:
-        stream.write(json.dumps(_plain(line), allow_nan=False) + "\n")
+        stream.write(json.dumps(_plain(line), allow_nan=False, separators=(",", ":")) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -259,7 +301,7 @@ def _plain(x):
     if isinstance(x, dict):
         return {str(name): _plain(value) for name, value in x.items()}
     if isinstance(x, float):
-        return round(float(x), 6) if np.isfinite(x) else None
+        return float(f"{x:.5g}") if np.isfinite(x) else None
     return x
 
 
@@ -267,16 +309,17 @@ def _key_of(line: dict) -> tuple:
     return tuple(line[name] for name in KEY)
 
 
+def _version(package: str) -> str:
+    return getattr(sys.modules[package], "__version__", None) or importlib.metadata.version(package)
+
+
 def _summary(line: dict) -> str:
     if "error" in line:
         return line["error"]
-    shown = ("nrmse", "class_error", "coverage90", "seconds")
-    return ", ".join(f"{name} {line[name]:.4g}" for name in shown if line.get(name) is not None)
-
-
-def _nanmean(values) -> float:
-    values = np.asarray(values, dtype=float)
-    return float(values[~np.isnan(values)].mean()) if (~np.isnan(values)).any() else float("nan")
+    shown = ("nrmse", "class_error", "crps", "seconds")
+    return ", ".join(
+        f"{name} {line[name]:.4g}" for name in shown if line.get(name) is not None and line[name] == line[name]
+    )
 
 
 def _reset_peak() -> None:
@@ -285,7 +328,7 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """Largest resident size of the process, libraries included, since `_reset_peak`."""
     status = Path("/proc/self/status")
     for row in status.read_text().splitlines() if status.exists() else []:
@@ -295,19 +338,20 @@ def _peak_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
-def _cases(suite: Suite, task: str, max_rows: int | None, draws: int, params: dict) -> Iterator[Case]:
-    """All lines of a suite, smallest tables first; ``params`` go to vaeimpute alone."""
-    limits = {name: TABLES[name].max_rows if max_rows is None else max_rows for name in suite.tables}
-    sizes = {name: load(name, limits[name]).size for name in suite.tables}
-    for table in sorted(suite.tables, key=sizes.__getitem__):
-        for mechanism in suite.mechanisms:
-            for rate in suite.rates:
-                for seed in suite.seeds:
-                    for method in suite.methods:
-                        has_draws = PEERS[method].draws is not None
-                        chosen = json.dumps(params) if method == "vaeimpute" else "{}"
-                        n_draws = draws if has_draws else 0
-                        yield Case(task, table, limits[table], mechanism, rate, seed, method, n_draws, chosen)
+def _cases(grids: tuple[Grid, ...], max_rows: int | None, params: dict) -> list[Case]:
+    """All lines of the grids, once each, smallest tables first; ``params`` go to vaeimpute alone."""
+    tables = dict.fromkeys(table for grid in grids for table in grid.tables)
+    limits = {name: TABLES[name].max_rows if max_rows is None else max_rows for name in tables}
+    sizes = {name: load(name, limits[name]).size for name in tables}
+    cases = {}
+    for grid in grids:
+        every = itertools.product(grid.tables, grid.mechanisms, grid.rates, grid.seeds, grid.methods)
+        for table, mechanism, rate, seed, method in every:
+            chosen = json.dumps(params) if method == "vaeimpute" else "{}"
+            draws = grid.draws if PEERS[method].draws is not None and grid.task == "imputation" else 0
+            case = Case(grid.task, table, limits[table], mechanism, rate, seed, method, draws, chosen)
+            cases[_key_of(case.key())] = case
+    return sorted(cases.values(), key=lambda case: sizes[case.table])
 
 
 def _listed(known, convert: Callable = str):
@@ -338,29 +382,23 @@ def _setting(context, parameter, values) -> dict:
 
 @click.command(help="Compare imputation methods; append one JSON line per result to a file.")
 @click.option("--suite", type=click.Choice(list(SUITES)), default="quick", show_default=True)
-@click.option("--task", type=click.Choice(list(TASKS)), default="imputation", show_default=True)
+@click.option("--task", type=click.Choice(list(TASKS)), help="Replaces the suite's.")
 @click.option("--tables", callback=_listed(TABLES), help="Comma-separated; replaces the suite's.")
 @click.option("--methods", callback=_listed(PEERS), help="Comma-separated; replaces the suite's.")
 @click.option("--mechanisms", callback=_listed(MECHANISMS), help="Comma-separated; replaces the suite's.")
 @click.option("--rates", callback=_listed(None, float), help="Comma-separated; replaces the suite's.")
 @click.option("--seeds", callback=_listed(None, int), help="Comma-separated; replaces the suite's.")
+@click.option("--draws", type=int, help="Imputations of methods that can draw, for coverage; replaces the suite's.")
 @click.option("--max-rows", type=int, help="Rows to keep per table; by default the table's own limit.")
-@click.option("--draws", type=int, default=0, help="Imputations per method that can draw, for coverage; 0: none.")
 @click.option("--set", "params", multiple=True, callback=_setting, help="name=value for vaeimpute; repeatable.")
-@click.option("--jobs", type=int, default=-1, show_default=True, help="Cores for every method; -1: all.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cases to work on at a time.")
+@click.option("--cores", type=int, help="Cores for each case. Default: all, divided by --jobs.")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: benchmarks/results/<suite>.jsonl.")
-def main(suite, task, tables, methods, mechanisms, rates, seeds, max_rows, draws, params, jobs, out) -> None:
-    base = SUITES[suite]
-    chosen = Suite(
-        tables or base.tables,
-        methods or base.methods,
-        mechanisms or base.mechanisms,
-        rates or base.rates,
-        seeds or base.seeds,
-    )
-    cases = list(_cases(chosen, task, max_rows, draws, params))
-    with joblib.parallel_config(n_jobs=jobs):
-        failures = run_cases(cases, out or RESULTS / f"{suite}.jsonl")
+def main(suite, max_rows, params, jobs, cores, out, **replaced) -> None:
+    given = {name: value for name, value in replaced.items() if value is not None}
+    grids = tuple(replace(grid, **given) for grid in SUITES[suite])
+    cores = cores or max(1, joblib.cpu_count() // jobs)
+    failures = run_cases(_cases(grids, max_rows, params), out or RESULTS / f"{suite}.jsonl", jobs, cores)
     if failures:
         click.echo(f"{failures} lines failed; run again to retry them.", err=True)
 
