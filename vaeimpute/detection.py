@@ -37,6 +37,7 @@ _MIN_ROWS = 8  # below, one member sees all rows
 _EM_ROWS = 8000  # of a member
 _BANK = 4096  # rows that can be neighbours
 _NEIGHBOURS = 5
+_NARROW = 1e-3  # half an interquartile range that says nothing: most cells of the column are equal
 _CALIBRATION_ROWS = 8000
 _REMASKED = 4000  # of these, with further cells hidden
 _LARGE = 1000  # rows from which fewer need be trimmed
@@ -55,12 +56,15 @@ class Density(NamedTuple):
     mixture : Mixture
         Of all members: ``log_weight`` (M, C), ``W`` (M, C, F, L) and so on.
     bank : Tensor of shape (N, F)
-        Rows to be neighbours, their holes filled by the first member.
+        Rows to be neighbours, their holes filled by the first member; none where they may be outliers themselves.
+    margins : Tensor of shape (2, F)
+        Median and half the interquartile range of each feature.
     """
 
     likelihoods: ColumnLikelihoods
     mixture: Mixture
     bank: Tensor
+    margins: Tensor
 
     @property
     def n_components(self) -> int:
@@ -108,9 +112,9 @@ def fit_density(table: Table, *, seed: int, dtype: torch.dtype, trimmed: float =
         torch.stack([fit.log_weight for fit in fits]),
         Linear(*(torch.stack(p) for p in zip(*(fit.linear for fit in fits), strict=True))),
     )
-    rows = order[:_BANK]
+    rows = order[: 0 if trimmed else _BANK]
     bank = _filled(x[rows], o[rows], fits[0])
-    density = Density(likelihoods.to(dtype), mixture.to(dtype), bank.to(dtype))
+    density = Density(likelihoods.to(dtype), mixture.to(dtype), bank.to(dtype), _margins(x[some], o[some]).to(dtype))
     return density, _calibrate(density, table, fold, rows, rng)
 
 
@@ -146,11 +150,19 @@ def _fit_trimmed(
 
 def _filled(x: Tensor, o: Tensor, mixture: Mixture) -> Tensor:
     """Rows with their holes at the expected value."""
-    parts = []
+    parts = [x[:0]]
     for rows in chunks(len(x), 4 * mixture.linear.W.numel()):
         rest = leave_one_out(x[rows], o[rows], mixture)  # of a hole, the others are all that is known
         parts.append((rest.log_weight.exp() * rest.mean).sum(0))
     return torch.where(o, x, torch.cat(parts))
+
+
+def _margins(x: Tensor, o: Tensor) -> Tensor:
+    """Median and half the interquartile range of each feature, (2, F)."""
+    low, middle, high = torch.where(o, x, math.nan).nanquantile(torch.tensor([0.25, 0.5, 0.75]).to(x), 0)
+    half = (high - low) / 2
+    deviation = ((x - middle).square() * o).sum(0).div(o.sum(0)).sqrt()
+    return torch.stack([middle, torch.where(half > _NARROW, half, deviation.clamp(min=_NARROW))])
 
 
 def _specs(table: Table) -> list[CellSpec]:
@@ -164,8 +176,10 @@ def _specs(table: Table) -> list[CellSpec]:
 def row_scores(density: Density, values: Tensor, observed: Tensor, own: Tensor | None = None) -> Tensor:
     """Both scores of each row under each member, (2, M, n) in float64: higher is stranger.
 
-    The first is the negative log-likelihood of the observed cells, in nats; the second the mean distance to the
-    nearest rows of the bank over these cells, the same for all members.
+    The first is the negative log-likelihood of the observed cells, in nats. The second, the same for all members, is
+    the mean distance to the nearest rows of the bank over these cells. Where there is no bank, because the rows may
+    hold outliers, which have each other for neighbours, it is the negative log-likelihood of independent
+    Cauchy-distributed columns: it sees no relation between columns, and so none between outliers.
 
     Parameters
     ----------
@@ -175,13 +189,13 @@ def row_scores(density: Density, values: Tensor, observed: Tensor, own: Tensor |
     """
     x, o = _inputs(density, values, observed)
     nll = -log_evidence(x, o, density.mixture)
-    distance = torch.cat(
-        [
-            _distance(density.bank, x[rows], o[rows], None if own is None else own[rows])
-            for rows in chunks(len(x), len(density.bank))
-        ]
-    )
-    return torch.stack([nll, distance.expand_as(nll)]).double()
+    if len(density.bank):
+        parts = chunks(len(x), len(density.bank))
+        other = torch.cat([_distance(density.bank, x[r], o[r], None if own is None else own[r]) for r in parts])
+    else:
+        middle, half = density.margins
+        other = torch.where(o, ((x - middle) / half).square().log1p(), 0).sum(-1)
+    return torch.stack([nll, other.expand_as(nll)]).double()
 
 
 def _distance(bank: Tensor, x: Tensor, observed: Tensor, own: Tensor | None) -> Tensor:
@@ -289,7 +303,7 @@ def _inputs(density: Density, values: Tensor, observed: Tensor) -> tuple[Tensor,
 def to_state(density: Density) -> tuple[dict[str, np.ndarray], dict]:
     """Everything that makes up a density, as arrays and as plain numbers (JSON)."""
     weight, linear = density.mixture
-    tensors = {"log_weight": weight, "bank": density.bank, **linear._asdict()}
+    tensors = {"log_weight": weight, "bank": density.bank, "margins": density.margins, **linear._asdict()}
     header = {"specs": [asdict(spec) for spec in density.likelihoods.specs]}
     return {key: value.cpu().numpy() for key, value in tensors.items()}, header
 
@@ -297,7 +311,9 @@ def to_state(density: Density) -> tuple[dict[str, np.ndarray], dict]:
 def from_state(tensors: Mapping[str, np.ndarray], header: Mapping, device: torch.device) -> Density:
     """The inverse of `to_state`, on any device."""
     specs = [CellSpec(s["family"], tuple(s["points"]), tuple(s["edges"])) for s in header["specs"]]
-    arrays = {key: torch.tensor(tensors[key], device=device) for key in ("log_weight", "W", "b", "psi", "bank")}
+    arrays = {
+        key: torch.tensor(tensors[key], device=device) for key in ("log_weight", "W", "b", "psi", "bank", "margins")
+    }
     likelihoods = ColumnLikelihoods(specs, log_scale_floor=-10.0).to(device, arrays["b"].dtype)
     mixture = Mixture(arrays["log_weight"], Linear(arrays["W"], arrays["b"], arrays["psi"]))
-    return Density(likelihoods, mixture, arrays["bank"])
+    return Density(likelihoods, mixture, arrays["bank"], arrays["margins"])

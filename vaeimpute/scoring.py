@@ -199,17 +199,16 @@ def surprise(ordinary: NDArray, scores: NDArray) -> NDArray:
     Examples
     --------
     >>> surprise(np.arange(1000.0), np.array([0.0, 499.0, 899.0, 999.0])).round(1)
-    array([0. , 0.7, 2.3, 5. ])
+    array([0. , 0.7, 2.3, 4.9])
     """
-    ordinary = np.sort(ordinary)
+    # ties count half, so that a score that all rows share is neither strange nor the most ordinary
+    values, count = np.unique(ordinary, return_counts=True)
+    below = (np.cumsum(count) - 0.5 * count) / (len(ordinary) + 1)
     high = np.quantile(ordinary, _BODY)
     excess = (ordinary[ordinary > high] - high).mean() if (ordinary > high).any() else 0.0
-    # ties count half, so that a score that all rows share is neither strange nor the most normal
-    above = 1 - (np.searchsorted(ordinary, scores, "left") + np.searchsorted(ordinary, scores, "right")) / (
-        2 * (len(ordinary) + 1)
-    )
-    body = -np.log(np.maximum(above, 1 - _BODY))
-    return np.where(scores <= high, body, -np.log(1 - _BODY) + (scores - high) / max(excess, 1e-12))
+    start = -np.log1p(-np.interp(high, values, below))
+    body = -np.log1p(-np.interp(scores, values, below))
+    return np.where(scores <= high, body, start + (scores - high) / max(excess, 1e-12))
 
 
 def calibrate(ensemble: Ensemble, values: Tensor, observed: Tensor, seed: int) -> tuple[MaskCalibration, NDArray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any, ClassVar
 
+import narwhals as nw
 import numpy as np
 import pandas as pd
 import torch
@@ -439,9 +440,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
 
 def _as_columns(X: Any) -> list:
     """The columns of a table, each as a sequence."""
-    if isinstance(X, np.ndarray):
-        return list(X.T)
-    return [X[name].to_numpy() if hasattr(X[name], "to_numpy") else X[name] for name in X.columns]
+    return list(X.T) if isinstance(X, np.ndarray) else [c.to_list() for c in nw.from_native(X).iter_columns()]
 
 
 def _short(value: Any) -> str:
