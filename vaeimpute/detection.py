@@ -43,6 +43,7 @@ _REMASKED = 4000  # of these, with further cells hidden
 _LARGE = 1000  # rows from which fewer need be trimmed
 _FEW = (4,)  # components where there may be outliers
 _ROUNDS = 4  # of leaving out the strange and fitting again
+_FAR = 4.5  # nats: three standard deviations from what is expected
 STRANGE = 3.0  # nats by which a cell is stranger than its column's ordinary ones before it is doubted
 _HIDDEN = 0.34  # share of a row's cells that may be doubted
 
@@ -139,13 +140,26 @@ def _calibrate(
 def _fit_trimmed(
     x: Tensor, o: Tensor, n_components: int, rank: int, floor: Tensor, trimmed: float, seed: int
 ) -> Mixture:
-    """A mixture of the rows but the strangest, which are found in rounds."""
+    """A mixture of the rows but the strangest, and of their cells but the strange ones, which are found in rounds."""
     mixture = fit_mixture(x, o, n_components, rank, floor, seed=seed)
     for _ in range(_ROUNDS if trimmed else 0):
         evidence = log_evidence(x, o, mixture) / o.sum(1).clamp(min=1)
         kept = evidence >= evidence.quantile(trimmed)
-        mixture = fit_mixture(x[kept], o[kept], n_components, rank, floor, seed=seed)
+        ordinary = o & ~_strange_features(x, o, mixture)
+        mixture = fit_mixture(x[kept], ordinary[kept], n_components, rank, floor, seed=seed)
     return mixture
+
+
+def _strange_features(x: Tensor, o: Tensor, mixture: Mixture) -> Tensor:
+    """Which cells (n, F) are far from all that the rest of their row leaves open; at most some in each row."""
+    distance = []
+    for rows in chunks(len(x), 4 * mixture.linear.W.numel()):
+        rest = leave_one_out(x[rows], o[rows], mixture)
+        nats = 0.5 * (x[rows] - rest.mean).square() / rest.variance
+        distance.append(-torch.logsumexp(rest.log_weight - nats, 0))
+    score = torch.where(o, torch.cat(distance), -math.inf)
+    rank = score.argsort(1, descending=True).argsort(1)
+    return (score > _FAR) & (rank < _HIDDEN * o.sum(1, keepdim=True))
 
 
 def _filled(x: Tensor, o: Tensor, mixture: Mixture) -> Tensor:
