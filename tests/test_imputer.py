@@ -437,7 +437,7 @@ def interrupt_after(monkeypatch, n_checks):
             if len(seen) == n_checks:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("vaeimpute.estimators._base.progress", Interrupting)
+    monkeypatch.setattr("vaeimpute.estimators._imputer.progress", Interrupting)
     return seen
 
 

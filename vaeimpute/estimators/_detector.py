@@ -23,6 +23,7 @@ from vaeimpute.scoring import column_surprise
 
 _FALSE_ALARMS = 0.05  # of ordinary rows, with contamination="auto"
 _SURPRISE_ROWS = 1000
+_DARK = 6.0  # cell score from which a picture's text is white
 
 
 class VAEOutlierDetector(OutlierMixin, BaseVAE):
@@ -375,7 +376,8 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
             for j in np.flatnonzero(observed[i]):
                 strange = scores[i, j] > detection.STRANGE
                 text = _short(value[j][i]) + (f"\n({_short(said[j][i])})" if strange else "")
-                ax.text(j, row, text, ha="center", va="center", fontsize=7)
+                colour = "white" if scores[i, j] > _DARK else "black"
+                ax.text(j, row, text, ha="center", va="center", fontsize=7, color=colour)
         ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
         ax.set_yticks(range(len(shown)), shown)
         ax.set(ylabel="row", title="The strangest rows (expected values in brackets)")
@@ -444,4 +446,4 @@ def _as_columns(X: Any) -> list:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, Real | np.number) else str(value)[:12]
+    return f"{value:.4g}" if isinstance(value, Real | np.number) else str(value)[:12]
