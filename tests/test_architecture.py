@@ -18,6 +18,7 @@ LEVELS = {
     "likelihoods": 0.5,  # on top of the distributions
     "linear": 0,
     "neighbours": 0.5,  # on top of the linear model
+    "mixture": 0.5,  # of linear models
     "networks": 0,
     "objective": 0,
     "persistence": 0,
@@ -28,6 +29,7 @@ LEVELS = {
     "inference": 2,
     "scoring": 3,
     "fitting": 3,
+    "detection": 3.5,  # a fit as well, on fitting's tables and what ordinary rows score
     "estimators._containers": 4.0,  # inside the estimators: parts, their base, the two, and the names they go by
     "estimators._running": 4.0,
     "estimators._state": 4.0,

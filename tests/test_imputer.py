@@ -437,7 +437,7 @@ def interrupt_after(monkeypatch, n_checks):
             if len(seen) == n_checks:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("vaeimpute.estimators._base.progress", Interrupting)
+    monkeypatch.setattr("vaeimpute.estimators._imputer.progress", Interrupting)
     return seen
 
 
@@ -459,7 +459,7 @@ def test_ctrl_c_before_the_training_leaves_the_estimator_as_it_was(monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vaeimpute.estimators._base.fit_table", interrupted)
+    monkeypatch.setattr("vaeimpute.estimators._imputer.fit_table", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fitted.fit(big(60))
     assert vars(fitted) == before
@@ -541,7 +541,7 @@ def no_work(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("work began before the input was checked")
 
-    monkeypatch.setattr("vaeimpute.estimators._base.fit_table", fail)
+    monkeypatch.setattr("vaeimpute.estimators._imputer.fit_table", fail)
 
 
 @pytest.mark.parametrize(("X", "error", "message"), BAD_TABLES.values(), ids=BAD_TABLES.keys())
@@ -604,7 +604,7 @@ def test_a_failing_fit_keeps_the_old_fit(monkeypatch):
     def fails(*args):
         raise MemoryError
 
-    monkeypatch.setattr("vaeimpute.estimators._base._calibrate", fails)  # the last thing that a fit does
+    monkeypatch.setattr("vaeimpute.estimators._imputer.calibrate", fails)  # the last thing that a fit does
     with pytest.raises(MemoryError):
         fitted.fit(array())
     assert vars(fitted) == before

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from vaeimpute import VAEImputer, fitting
+from vaeimpute import VAEImputer, VAEOutlierDetector, fitting
 from vaeimpute.training import Plan
 
 LEFT_OUT = [  # by check_estimator, though an imputer has to pass them
@@ -114,6 +114,28 @@ CASES = [
 @pytest.mark.usefixtures("short_training")
 def test_check_estimator(estimator, check):
     check(estimator)
+
+
+DETECTOR_CASES = [
+    (estimator, check, check.func.__name__)
+    for estimator, check in estimator_checks_generator(VAEOutlierDetector(dtype="float64"))
+]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "check"),
+    [pytest.param(*case, id=name) for *case, name in DETECTOR_CASES if name != "check_array_api_input"],
+)
+@pytest.mark.filterwarnings("ignore:X (does not have valid|has) feature names:UserWarning")
+@pytest.mark.filterwarnings("ignore:Columns with a single observed value:UserWarning")
+def test_check_estimator_of_the_detector(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("name", ["check_dataframe_column_names_consistency", "check_param_validation"])
+@pytest.mark.filterwarnings("ignore:X (does not have valid|has) feature names:UserWarning")
+def test_checks_that_check_estimator_leaves_out_of_the_detector(name):
+    getattr(estimator_checks, name)("VAEOutlierDetector", VAEOutlierDetector(dtype="float64"))
 
 
 @pytest.mark.usefixtures("short_training")
@@ -232,6 +254,16 @@ def nothing_global_moves():
     assert state() == before
     assert torch.get_default_dtype() == dtype
     assert list(warnings.filters) == rules
+
+
+@pytest.mark.parametrize("random_state", [0, None])
+def test_global_generators_stay_as_they_were_with_a_detector(random_state):
+    X = table(60)
+    with nothing_global_moves():
+        estimator = VAEOutlierDetector(random_state=random_state, contamination=0.1).fit(X)
+        estimator.p_values(X)
+        estimator.repair(X)
+        pickle.loads(pickle.dumps(estimator)).anomaly_score(X)
 
 
 @pytest.mark.parametrize("random_state", [0, None])

@@ -253,7 +253,8 @@ def _plans(model: MaskedVAE, table: Table) -> list[Plan]:
     if isinstance(model, JointVAE):
         return [networks]
     # Few parameters and a look at every training row: many steps with few rows each.
-    smoother = Plan(300, 64 if n < 2000 else 32, 0.1, patience=2, check_every=100) if n >= MIN_ROWS else networks
+    batch_size, check_every = (64, 50) if n < 2000 else (32, 100)
+    smoother = Plan(300, batch_size, 0.1, patience=3, check_every=check_every) if n >= MIN_ROWS else networks
     return [smoother, networks]
 
 
@@ -263,7 +264,8 @@ def _network_plan(model: MaskedVAE, table: Table) -> Plan:
         return Plan(steps=0, batch_size=1, learning_rate=1.0)
     patience = 5 if n < 500 else 8
     if isinstance(model, ConditionalVAE):
-        plan = Plan(200, 128, 2e-3, patience=1, refit=0.2 if n < 2000 else 0.1, check_every=100)
+        refit, check_every = (0.2, 50) if n < 2000 else (0.1, 100)
+        plan = Plan(200, 128, 2e-3, patience=2, refit=refit, check_every=check_every)
     elif has_classes:
         rate = 1e-3 if n < 1500 else 2e-3
         plan = Plan(min(600 if n < 500 else 400, 2 * n + 200), 64 if n < 500 else 128, rate, n_draws=(5, 5), patience=6)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
+from torch import Tensor
+
+from vaeimpute import inference
+from vaeimpute.inference import Ensemble
+
+_BODY = 0.95  # quantile up to which a tail is counted; an exponential carries it on
+_STEPS = (0.3, 0.5, 0.7, 0.9)  # shares of observed cells between which rows are compared
+_MIN_GROUP = 100
+_CALIBRATION_ROWS = 2000
+_SURPRISE_ROWS = 200  # the mean of a column needs no more, and each takes a pass per column
+_ORDINARY = 0.97  # share of the rows that shape the calibration by mask
 
 
 @dataclass(frozen=True)
@@ -55,8 +68,166 @@ class MaskCalibration:
         z = (nll - bits @ self.location) / np.sqrt(np.maximum(bits @ self.variance, self.floor))
         return np.where(observed.any(1), z, 0.0)
 
+    def to_state(self) -> tuple[dict[str, NDArray], dict]:
+        """As arrays and as plain numbers (JSON)."""
+        return {"location": self.location, "variance": self.variance}, {"floor": self.floor}
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, NDArray], header: Mapping, device: object = None) -> MaskCalibration:
+        """The inverse of `to_state`."""
+        return cls(tensors["location"], tensors["variance"], header["floor"])
+
 
 def column_surprise(log_density: NDArray, observed: NDArray) -> NDArray:
     """Average negative log-density of each column's observed cells (D,): what an ordinary cell scores."""
     count = observed.sum(0)
     return -np.where(observed, log_density, 0).sum(0) / np.maximum(count, 1)
+
+
+@dataclass(frozen=True)
+class RowCalibration:
+    """What ordinary rows score: makes several scores of a row one, and says how rare it is.
+
+    Every score (of V) is standardised for the row's mask, and then becomes a surprise: minus the log of the share of
+    ordinary rows with about as many cells observed that are at least as strange. Surprises of several scores add up
+    (Fisher's way of combining tests), and the sum is ranked among those of the ordinary rows once more.
+
+    Attributes
+    ----------
+    masks : tuple of MaskCalibration
+        One per score.
+    ordinary : ndarray of shape (V, N)
+        Standardised scores of the ordinary rows, by members that have not seen them.
+    group : int ndarray of shape (N,)
+        How many of their cells are observed, in coarse steps.
+    member : int ndarray of shape (N,)
+        The member that has not seen each of them.
+    """
+
+    masks: tuple[MaskCalibration, ...]
+    ordinary: NDArray
+    group: NDArray
+    member: NDArray
+
+    @classmethod
+    def fit(cls, scores: NDArray, observed: NDArray, member: NDArray) -> RowCalibration:
+        """Learn from scores (V, N) of ordinary rows with masks (N, D), by members that have not seen them."""
+        masks = tuple(_ordinary_calibration(score, observed) for score in scores)
+        standard = [mask.score(score, observed) for mask, score in zip(masks, scores, strict=True)]
+        return cls(masks, np.stack(standard), _group(observed), member)
+
+    def combined(self, scores: NDArray, observed: NDArray) -> NDArray:
+        """Scores (V, M, n) by each member of rows with masks (n, D) as one sum of surprises, (M, n)."""
+        standard = np.stack([mask.score(score, observed) for mask, score in zip(self.masks, scores, strict=True)])
+        total = np.zeros(standard.shape[1:])
+        for like, rows in self._groups(observed):
+            total[:, rows] = sum(surprise(o[like], s[:, rows]) for o, s in zip(self.ordinary, standard, strict=True))
+        return total
+
+    def rarity(self, combined: NDArray, observed: NDArray) -> NDArray:
+        """How surprising the combined scores (M, n) are, averaged over the members: (n,), in nats."""
+        out = np.zeros(combined.shape[1])
+        for like, rows in self._groups(observed):
+            out[rows] = surprise(self._combined_ordinary(like), combined[:, rows].mean(0))
+        return out
+
+    def quantile(self, level: float) -> float:
+        """Surprise that a share `level` of the ordinary rows stays below: nats."""
+        everyone = np.ones(len(self.member), dtype=bool)
+        ordinary = self._combined_ordinary(everyone)
+        return float(surprise(ordinary, np.quantile(ordinary, level)))
+
+    def p_values(self, combined: NDArray, observed: NDArray) -> NDArray:
+        """Conformal p-values (n,) of combined scores (M, n).
+
+        ``(1 + #{ordinary rows at least as strange}) / (N + 1)``, where each member counts among the rows that it has
+        not seen (cross-conformal; Vovk 2015), those with about as many cells observed (Mondrian; Vovk et al. 2005).
+        """
+        out = np.ones(combined.shape[1])
+        for like, rows in self._groups(observed):
+            ordinary, member = self._combined_ordinary(like), self.member[like]
+            count = np.zeros(rows.sum())
+            for m, score in enumerate(combined[:, rows]):
+                own = np.sort(ordinary[member == m])
+                count += len(own) - np.searchsorted(own, score, side="left")
+            out[rows] = (1 + count) / (len(ordinary) + 1)
+        return out
+
+    def to_state(self) -> tuple[dict[str, NDArray], dict]:
+        """As arrays and as plain numbers (JSON)."""
+        tensors = {"ordinary": self.ordinary, "group": self.group, "member": self.member}
+        tensors |= {name: np.stack([getattr(mask, name) for mask in self.masks]) for name in ("location", "variance")}
+        return tensors, {"floors": [mask.floor for mask in self.masks]}
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, NDArray], header: Mapping, device: object = None) -> RowCalibration:
+        """The inverse of `to_state`."""
+        masks = zip(tensors["location"], tensors["variance"], header["floors"], strict=True)
+        parts = (tensors[name] for name in ("ordinary", "group", "member"))
+        return cls(tuple(MaskCalibration(*mask) for mask in masks), *parts)
+
+    def _combined_ordinary(self, like: NDArray) -> NDArray:
+        return sum((surprise(own[like], own[like]) for own in self.ordinary), np.zeros(like.sum()))
+
+    def _groups(self, observed: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
+        """Per group of the rows with masks (n, D): the ordinary rows that are like them, and the rows."""
+        group = _group(observed)
+        for g in np.unique(group):
+            like = self.group == g
+            yield like if like.sum() >= _MIN_GROUP else np.ones_like(like), group == g
+
+
+def _group(observed: NDArray) -> NDArray:
+    return np.digitize(observed.mean(1), _STEPS)
+
+
+def _ordinary_calibration(score: NDArray, observed: NDArray) -> MaskCalibration:
+    """Without the strangest rows, whose scores have no bound."""
+    first = MaskCalibration.fit(score, observed).score(score, observed)
+    kept = first <= np.quantile(first, _ORDINARY)
+    return MaskCalibration.fit(score[kept], observed[kept])
+
+
+def surprise(ordinary: NDArray, scores: NDArray) -> NDArray:
+    """``-log P(an ordinary score is at least as high)``: counted, and exponential above the ordinary 95% quantile.
+
+    Parameters
+    ----------
+    ordinary : ndarray of shape (N,)
+    scores : ndarray of any shape
+
+    Examples
+    --------
+    >>> surprise(np.arange(1000.0), np.array([0.0, 499.0, 899.0, 999.0])).round(1)
+    array([0. , 0.7, 2.3, 4.9])
+    """
+    # ties count half, so that a score that all rows share is neither strange nor the most ordinary
+    values, count = np.unique(ordinary, return_counts=True)
+    below = (np.cumsum(count) - 0.5 * count) / (len(ordinary) + 1)
+    high = np.quantile(ordinary, _BODY)
+    excess = (ordinary[ordinary > high] - high).mean() if (ordinary > high).any() else 0.0
+    start = -np.log1p(-np.interp(high, values, below))
+    body = -np.log1p(-np.interp(scores, values, below))
+    return np.where(scores <= high, body, start + (scores - high) / max(excess, 1e-12))
+
+
+def calibrate(ensemble: Ensemble, values: Tensor, observed: Tensor, seed: int) -> tuple[MaskCalibration, NDArray]:
+    """Location and scale of row scores by mask, and the ordinary surprise of each column's cells.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    values, observed : Tensor of shape (n, D)
+        The training table.
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    rows = torch.as_tensor(rng.permutation(len(values))[:_CALIBRATION_ROWS], device=values.device)
+    values, observed = values[rows].to(ensemble.share), observed[rows]
+    few = slice(0, max(20, min(_SURPRISE_ROWS, 20_000 // values.shape[1])))
+    log_density = inference.cell_log_density(ensemble, values[few], observed[few])
+    surprise = column_surprise(log_density.double().cpu().numpy(), observed[few].cpu().numpy())
+    rate = rng.uniform(0, 0.8, (len(rows), 1)) * (rng.random((len(rows), 1)) < 0.75)
+    kept = observed & torch.as_tensor(rng.random(observed.shape) >= rate).to(observed.device)
+    nll = -inference.log_evidence(ensemble, values, kept)
+    return MaskCalibration.fit(nll.double().cpu().numpy(), kept.cpu().numpy()), surprise

@@ -1,5 +1,6 @@
 """The estimators: scikit-learn's contract on top of the core."""
 
+from vaeimpute.estimators._detector import VAEOutlierDetector
 from vaeimpute.estimators._imputer import VAEImputer
 
-__all__ = ["VAEImputer"]
+__all__ = ["VAEImputer", "VAEOutlierDetector"]

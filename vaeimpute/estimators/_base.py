@@ -4,43 +4,38 @@ from __future__ import annotations
 
 import os
 import warnings
-from numbers import Real
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
-from sklearn.utils._param_validation import Interval, MissingValues, StrOptions
+from sklearn.utils._param_validation import MissingValues, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from vaeimpute import inference, persistence
+from vaeimpute import persistence
+from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.encoding import TableEncoder
 from vaeimpute.estimators._containers import check_order, checked, is_frame, like
-from vaeimpute.estimators._running import draw_seed, progress, resolve_device
+from vaeimpute.estimators._running import draw_seed, resolve_device
 from vaeimpute.estimators._state import LEARNED, from_learned_state, from_plain_params, learned_state, plain_params
-from vaeimpute.fitting import Table, fit_table
+from vaeimpute.fitting import Table
 from vaeimpute.schema import Column, Kind
-from vaeimpute.scoring import MaskCalibration, column_surprise
-
-_CALIBRATION_ROWS = 2000
-_SURPRISE_ROWS = 200  # the mean of a column needs no more, and each takes a pass per column
 
 
-class BaseVAE(BaseEstimator):
+class BaseVAE(BaseEstimator, ABC):
     """Shared methods; the constructor parameters belong to the estimators."""
 
     _parameter_constraints: ClassVar[dict] = {
         "kinds": [dict, None],
         "missing_values": [MissingValues()],
-        "time_budget": [Interval(Real, 0, None, closed="neither"), None],
         "dtype": [StrOptions({"float32", "float64"})],
         "device": [str, torch.device],
         "random_state": ["random_state"],
-        "verbose": ["verbose"],
     }
 
-    _learned: tuple[str, ...] = LEARNED
+    _learned: ClassVar[tuple[str, ...]] = LEARNED
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -48,7 +43,7 @@ class BaseVAE(BaseEstimator):
         return tags
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "ensemble_")
+        return hasattr(self, "encoder_")
 
     def _fit(self, X: Any) -> None:
         """Learn on a clone, and take over what it learnt once all is done."""
@@ -68,22 +63,39 @@ class BaseVAE(BaseEstimator):
             [str(c.kind) for c, some in zip(columns, modelled, strict=True) if some],
             [c.n_levels for c, some in zip(columns, modelled, strict=True) if some],
         )
-        with progress(self.verbose) as on_check:
-            fitted.ensemble_, fitted.history_, interrupted = fit_table(
-                table,
-                seed=seed,
-                dtype=getattr(torch, self.dtype),
-                time_budget=self.time_budget,
-                on_check=on_check,
-            )
-        fitted.n_iter_ = max(record["step"] for record in fitted.history_)
         fitted.encoder_, fitted.modelled_, fitted.had_holes_ = encoder, modelled, ~observed.all(0)
-        fitted.mask_calibration_, fitted.cell_surprise_ = _calibrate(fitted.ensemble_, table, seed)
+        interrupted = fitted._learn(table, seed)
         for name in self._learned:
             self.__dict__.pop(name, None)
         self.__dict__.update(fitted._what_was_learned())
         if interrupted:
             warnings.warn("fit was interrupted: the best weights so far are kept.", UserWarning, stacklevel=3)
+
+    @abstractmethod
+    def _learn(self, table: Table, seed: int) -> bool:
+        """Fit the core and set what it learnt; say whether Ctrl-C ended that early."""
+
+    @property
+    @abstractmethod
+    def _likelihoods(self) -> ColumnLikelihoods:
+        """Those of the modelled columns."""
+
+    @abstractmethod
+    def _log_likelihood(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        """Of the observed cells of each row (n,), in nats, for encoded cells of the modelled columns."""
+
+    @abstractmethod
+    def _strangeness(self, values: torch.Tensor, observed: torch.Tensor) -> NDArray:
+        """Comparable anomaly score of each row, (n,)."""
+
+    @abstractmethod
+    def _cell_log_density(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        """``log p(x_j | the other observed cells)`` of the modelled columns, (n, d)."""
+
+    @property
+    @abstractmethod
+    def _weights(self) -> torch.Tensor:
+        """Any tensor of the core: it has the dtype and the device to compute with."""
 
     def _what_was_learned(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name in self._learned}
@@ -100,10 +112,10 @@ class BaseVAE(BaseEstimator):
 
     def _tensors(self, values: NDArray, observed: NDArray) -> tuple[torch.Tensor, torch.Tensor]:
         """The modelled columns on the model's device."""
-        share = self.ensemble_.share
+        weights = self._weights
         return (
-            torch.as_tensor(values[:, self.modelled_]).to(share),
-            torch.as_tensor(observed[:, self.modelled_]).to(share.device),
+            torch.as_tensor(values[:, self.modelled_]).to(weights),
+            torch.as_tensor(observed[:, self.modelled_]).to(weights.device),
         )
 
     def _all_columns(self, modelled: torch.Tensor) -> NDArray:
@@ -112,45 +124,11 @@ class BaseVAE(BaseEstimator):
         out[:, self.modelled_] = modelled.double().cpu().numpy()
         return out
 
-    def score_samples(self, X: Any) -> NDArray:
-        """Importance-weighted log-likelihood of each row's observed cells under the joint reading.
-
-        Parameters
-        ----------
-        X : table of shape (n, D)
-            May have holes.
-
-        Returns
-        -------
-        ndarray of shape (n,)
-            Nats, for numbers as densities per unit of the column. A row with fewer observed cells has fewer terms:
-            use `anomaly_score` to compare rows with different holes.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If X does not have the columns of the training table, or cells that they cannot hold.
-
-        Notes
-        -----
-        ``logsumexp_k log w_k - log K`` (Burda et al. 2016, eq. 8), averaged as a density over the members.
-
-        Examples
-        --------
-        >>> from vaeimpute import VAEImputer
-        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
-        >>> VAEImputer(random_state=0).fit(X).score_samples([[5, 10], [5, np.nan], [np.nan, np.nan]]).shape
-        (3,)
-        """
-        _, values, observed = self._encoded(X)
-        evidence = inference.log_evidence(self.ensemble_, *self._tensors(values, observed))
-        return evidence.double().cpu().numpy() + (self._log_jacobian(values) * observed).sum(1)
-
     def _log_jacobian(self, values: NDArray) -> NDArray:
         """``log |d encoded / d user's unit|`` of each cell, (n, D); zero where the likelihood is a probability."""
         out = np.zeros_like(values)
         modelled = np.flatnonzero(self.modelled_)
-        for j, spec in zip(modelled, self.ensemble_.joint.likelihoods.specs, strict=True):
+        for j, spec in zip(modelled, self._likelihoods.specs, strict=True):
             column = self.encoder_.schema.columns[j]
             if spec.family == "gaussian":
                 out[:, j] = -np.log(column.scale)
@@ -159,7 +137,7 @@ class BaseVAE(BaseEstimator):
         return out
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean of `score_samples`: higher is better, so that a grid search needs no `scoring`.
+        """Mean log-likelihood of the rows: higher is better, so that a grid search needs no `scoring`.
 
         Parameters
         ----------
@@ -169,6 +147,7 @@ class BaseVAE(BaseEstimator):
         Returns
         -------
         float
+            Nats of the observed cells of a row, for numbers as densities per unit of the column.
 
         Examples
         --------
@@ -178,7 +157,13 @@ class BaseVAE(BaseEstimator):
         >>> imputer.score(X) > imputer.score(X[:, ::-1])
         True
         """
-        return float(self.score_samples(X).mean())
+        return float(self._nats(X).mean())
+
+    def _nats(self, X: Any) -> NDArray:
+        """Log-likelihood of each row's observed cells, in the units of the table."""
+        _, values, observed = self._encoded(X)
+        evidence = self._log_likelihood(*self._tensors(values, observed))
+        return evidence.double().cpu().numpy() + (self._log_jacobian(values) * observed).sum(1)
 
     def anomaly_score(self, X: Any) -> NDArray:
         """How strange each row is, comparable between rows with different holes.
@@ -190,8 +175,9 @@ class BaseVAE(BaseEstimator):
         Returns
         -------
         ndarray of shape (n,)
-            Negative log-likelihood in standard deviations from what rows with the same cells observed have; higher is
-            stranger; 0 for a row with nothing observed.
+            Higher is stranger; a row with nothing observed is unremarkable. For an imputer, the negative log-likelihood
+            in standard deviations from what rows with the same cells observed have; for a detector the surprise: minus
+            the log of the share of ordinary rows, with about as many cells observed, that are at least as strange.
 
         Raises
         ------
@@ -203,12 +189,11 @@ class BaseVAE(BaseEstimator):
         >>> from vaeimpute import VAEImputer
         >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
         >>> usual, strange, empty = VAEImputer(random_state=0).fit(X).anomaly_score([[5, 10], [5, 40], [np.nan] * 2])
-        >>> bool(usual < strange), float(empty)
-        (True, 0.0)
+        >>> bool(usual < strange), bool(empty < strange)
+        (True, True)
         """
         _, values, observed = self._encoded(X)
-        nll = -inference.log_evidence(self.ensemble_, *self._tensors(values, observed))
-        return self.mask_calibration_.score(nll.double().cpu().numpy(), observed[:, self.modelled_])
+        return self._strangeness(*self._tensors(values, observed))
 
     def cell_anomaly_score(self, X: Any) -> Any:
         """How strange each cell is, given the rest of its row.
@@ -240,70 +225,10 @@ class BaseVAE(BaseEstimator):
         array([ True, False])
         """
         X, values, observed = self._encoded(X)
-        log_density = inference.cell_log_density(self.ensemble_, *self._tensors(values, observed))
+        log_density = self._cell_log_density(*self._tensors(values, observed))
         scores = self._all_columns(-log_density)
         scores[:, self.modelled_] -= self.cell_surprise_
         return like(X, np.where(observed & self.modelled_, scores, np.nan))
-
-    def encode(self, X: Any) -> NDArray:
-        """Latent means of the joint reading (its first member).
-
-        Parameters
-        ----------
-        X : table of shape (n, D)
-
-        Returns
-        -------
-        ndarray of shape (n, L)
-
-        Raises
-        ------
-        ValueError, TypeError
-            If X does not have the columns of the training table, or cells that they cannot hold.
-
-        Examples
-        --------
-        >>> from vaeimpute import VAEImputer
-        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
-        >>> VAEImputer(random_state=0).fit(X).encode(X).shape
-        (20, 1)
-        """
-        _, values, observed = self._encoded(X)
-        return inference.encode(self.ensemble_, *self._tensors(values, observed)).cpu().numpy()
-
-    def decode(self, Z: Any) -> Any:
-        """Expected rows given latents of the joint reading (its first member).
-
-        Parameters
-        ----------
-        Z : array-like of shape (n, L)
-
-        Returns
-        -------
-        table of shape (n, D)
-            Container and dtypes as in training.
-
-        Raises
-        ------
-        ValueError
-            If Z has another shape, or a number that is not finite.
-
-        Examples
-        --------
-        >>> from vaeimpute import VAEImputer
-        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
-        >>> VAEImputer(random_state=0).fit(X).decode([[0.0]]).round()  # the middle of the table
-        array([[10., 19.]])
-        """
-        check_is_fitted(self)
-        Z = np.asarray(Z, dtype=float)
-        n_latent = self.ensemble_.joint.n_latent
-        if Z.ndim != 2 or Z.shape[1] != n_latent:
-            raise ValueError(f"Z must have shape (n, {n_latent}), as `encode` gives it, but its shape is {Z.shape}.")
-        if not np.isfinite(Z).all():
-            raise ValueError("Z must be finite, but it holds NaN or infinity.")
-        rows = inference.decode(self.ensemble_, torch.as_tensor(Z).to(self.ensemble_.share))
-        return self.encoder_.build(self._all_columns(rows))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to one ``.safetensors`` file with a JSON header; never pickle.
@@ -383,20 +308,6 @@ class BaseVAE(BaseEstimator):
         if "_fitted" in state:
             here = resolve_device(self.device, or_cpu=True)
             self.__dict__.update(from_learned_state(**state["_fitted"], device=here))
-
-
-def _calibrate(ensemble: inference.Ensemble, table: Table, seed: int) -> tuple[MaskCalibration, NDArray]:
-    """Location and scale of row scores by mask, and the ordinary surprise of each column's cells."""
-    rng = np.random.default_rng(seed)
-    rows = torch.as_tensor(rng.permutation(len(table.values))[:_CALIBRATION_ROWS], device=table.values.device)
-    values, observed = table.values[rows].to(ensemble.share), table.observed[rows]
-    few = slice(0, max(20, min(_SURPRISE_ROWS, 20_000 // table.values.shape[1])))
-    log_density = inference.cell_log_density(ensemble, values[few], observed[few])
-    surprise = column_surprise(log_density.double().cpu().numpy(), observed[few].cpu().numpy())
-    rate = rng.uniform(0, 0.8, (len(rows), 1)) * (rng.random((len(rows), 1)) < 0.75)
-    kept = observed & torch.as_tensor(rng.random(observed.shape) >= rate).to(observed.device)
-    nll = -inference.log_evidence(ensemble, values, kept)
-    return MaskCalibration.fit(nll.double().cpu().numpy(), kept.cpu().numpy()), surprise
 
 
 def _report_poor(columns: tuple[Column, ...], stacklevel: int) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from vaeimpute import inference
+from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._containers import repeated, selected
-from vaeimpute.estimators._running import seeded
+from vaeimpute.estimators._running import progress, seeded
+from vaeimpute.estimators._state import LEARNED
+from vaeimpute.fitting import Table, fit_table
+from vaeimpute.scoring import calibrate
 
 _MEDIAN_DRAWS = 101
 
@@ -83,7 +87,11 @@ class VAEImputer(TransformerMixin, BaseVAE):
         "point": [StrOptions({"mean", "median"})],
         "add_indicator": ["boolean"],
         "keep_empty_features": ["boolean"],
+        "time_budget": [Interval(Real, 0, None, closed="neither"), None],
+        "verbose": ["verbose"],
     }
+
+    _learned: ClassVar[tuple[str, ...]] = (*LEARNED, "ensemble_", "history_", "n_iter_", "mask_calibration_")
 
     def __init__(
         self,
@@ -262,6 +270,95 @@ class VAEImputer(TransformerMixin, BaseVAE):
         completed = self._exact_levels(self._all_columns(draws.flatten(0, 1)))
         return self._filled(stacked, completed, np.tile(observed, (n_samples, 1)))
 
+    def score_samples(self, X: Any) -> NDArray:
+        """Importance-weighted log-likelihood of each row's observed cells under the joint reading.
+
+        Parameters
+        ----------
+        X : table of shape (n, D)
+            May have holes.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Nats, for numbers as densities per unit of the column. A row with fewer observed cells has fewer terms:
+            use `anomaly_score` to compare rows with different holes.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If X does not have the columns of the training table, or cells that they cannot hold.
+
+        Notes
+        -----
+        ``logsumexp_k log w_k - log K`` (Burda et al. 2016, eq. 8), averaged as a density over the members.
+
+        Examples
+        --------
+        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
+        >>> VAEImputer(random_state=0).fit(X).score_samples([[5, 10], [5, np.nan], [np.nan, np.nan]]).shape
+        (3,)
+        """
+        return self._nats(X)
+
+    def encode(self, X: Any) -> NDArray:
+        """Latent means of the joint reading (its first member).
+
+        Parameters
+        ----------
+        X : table of shape (n, D)
+
+        Returns
+        -------
+        ndarray of shape (n, L)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If X does not have the columns of the training table, or cells that they cannot hold.
+
+        Examples
+        --------
+        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
+        >>> VAEImputer(random_state=0).fit(X).encode(X).shape
+        (20, 1)
+        """
+        _, values, observed = self._encoded(X)
+        return inference.encode(self.ensemble_, *self._tensors(values, observed)).cpu().numpy()
+
+    def decode(self, Z: Any) -> Any:
+        """Expected rows given latents of the joint reading (its first member).
+
+        Parameters
+        ----------
+        Z : array-like of shape (n, L)
+
+        Returns
+        -------
+        table of shape (n, D)
+            Container and dtypes as in training.
+
+        Raises
+        ------
+        ValueError
+            If Z has another shape, or a number that is not finite.
+
+        Examples
+        --------
+        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
+        >>> VAEImputer(random_state=0).fit(X).decode([[0.0]]).round()  # the middle of the table
+        array([[10., 19.]])
+        """
+        check_is_fitted(self)
+        Z = np.asarray(Z, dtype=float)
+        n_latent = self.ensemble_.joint.n_latent
+        if Z.ndim != 2 or Z.shape[1] != n_latent:
+            raise ValueError(f"Z must have shape (n, {n_latent}), as `encode` gives it, but its shape is {Z.shape}.")
+        if not np.isfinite(Z).all():
+            raise ValueError("Z must be finite, but it holds NaN or infinity.")
+        rows = inference.decode(self.ensemble_, torch.as_tensor(Z).to(self.ensemble_.share))
+        return self.encoder_.build(self._all_columns(rows))
+
     def get_feature_names_out(self, input_features: Any = None) -> NDArray:
         """Names of the columns that `transform` gives.
 
@@ -289,6 +386,37 @@ class VAEImputer(TransformerMixin, BaseVAE):
         check_is_fitted(self)
         names = _check_feature_names_in(self, input_features)
         return np.asarray([*names[self._kept()], *self._indicator_names()], dtype=object)
+
+    def _learn(self, table: Table, seed: int) -> bool:
+        with progress(self.verbose) as on_check:
+            self.ensemble_, self.history_, interrupted = fit_table(
+                table,
+                seed=seed,
+                dtype=getattr(torch, self.dtype),
+                time_budget=self.time_budget,
+                on_check=on_check,
+            )
+        self.n_iter_ = max(record["step"] for record in self.history_)
+        self.mask_calibration_, self.cell_surprise_ = calibrate(self.ensemble_, table.values, table.observed, seed)
+        return interrupted
+
+    @property
+    def _likelihoods(self) -> ColumnLikelihoods:
+        return self.ensemble_.joint.likelihoods
+
+    def _log_likelihood(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        return inference.log_evidence(self.ensemble_, values, observed)
+
+    def _strangeness(self, values: torch.Tensor, observed: torch.Tensor) -> NDArray:
+        nll = -self._log_likelihood(values, observed)
+        return self.mask_calibration_.score(nll.double().cpu().numpy(), observed.cpu().numpy())
+
+    def _cell_log_density(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        return inference.cell_log_density(self.ensemble_, values, observed)
+
+    @property
+    def _weights(self) -> torch.Tensor:
+        return self.ensemble_.share
 
     def _kept(self) -> NDArray:
         """Positions of the columns that `transform` gives."""

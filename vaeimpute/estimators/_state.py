@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -11,24 +11,21 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from vaeimpute import inference
+from vaeimpute import detection, inference
 from vaeimpute.encoding import TableEncoder
-from vaeimpute.scoring import MaskCalibration
+from vaeimpute.scoring import MaskCalibration, RowCalibration
 
-# All that a fit sets; an estimator may add names of plain values to its own list.
-LEARNED = (
-    "n_features_in_",
-    "feature_names_in_",
-    "encoder_",
-    "modelled_",
-    "had_holes_",
-    "ensemble_",
-    "history_",
-    "n_iter_",
-    "mask_calibration_",
-    "cell_surprise_",
-)
+# What a fit of either estimator sets besides its core; each adds its own names of plain values, arrays and parts.
+LEARNED = ("n_features_in_", "feature_names_in_", "encoder_", "modelled_", "had_holes_", "cell_surprise_")
 _ARRAYS = ("modelled_", "had_holes_", "cell_surprise_")
+
+# Parts that know how to become arrays and plain values, and how to come back: attribute -> (there, back).
+_PARTS: dict[str, tuple[Callable, Callable]] = {
+    "ensemble_": (inference.to_state, inference.from_state),
+    "density_": (detection.to_state, detection.from_state),
+    "mask_calibration_": (MaskCalibration.to_state, MaskCalibration.from_state),
+    "row_calibration_": (RowCalibration.to_state, RowCalibration.from_state),
+}
 
 
 def learned_state(learned: Mapping[str, Any]) -> tuple[dict[str, NDArray], dict]:
@@ -39,14 +36,14 @@ def learned_state(learned: Mapping[str, Any]) -> tuple[dict[str, NDArray], dict]
     learned : mapping
         The attributes by name.
     """
-    tensors, header = inference.to_state(learned["ensemble_"])
-    calibration: MaskCalibration = learned["mask_calibration_"]
-    tensors |= {"location": calibration.location, "variance": calibration.variance}
-    tensors |= {name: learned[name] for name in _ARRAYS}
+    tensors = {name: learned[name] for name in _ARRAYS}
+    header: dict[str, Any] = {}
+    for name in sorted(_PARTS.keys() & learned.keys()):
+        arrays, header[name] = _PARTS[name][0](learned[name])
+        tensors |= {f"{name}/{key}": array for key, array in arrays.items()}
     names = learned.get("feature_names_in_")
-    plain = set(learned) - {"ensemble_", "mask_calibration_", "encoder_", "feature_names_in_", *_ARRAYS}
+    plain = set(learned) - {"encoder_", "feature_names_in_", *_PARTS, *_ARRAYS}
     header |= {
-        "floor": calibration.floor,
         "encoder": learned["encoder_"].to_json(),
         "feature_names": None if names is None else names.tolist(),
         "plain": {name: learned[name] for name in sorted(plain)},
@@ -56,14 +53,13 @@ def learned_state(learned: Mapping[str, Any]) -> tuple[dict[str, NDArray], dict]
 
 def from_learned_state(tensors: Mapping[str, NDArray], header: Mapping, device: torch.device) -> dict[str, Any]:
     """The inverse of `learned_state`, on any device."""
-    weights = {key: value for key, value in tensors.items() if key not in (*_ARRAYS, "location", "variance")}
+    learned: dict[str, Any] = {name: tensors[name] for name in _ARRAYS}
+    learned["encoder_"] = TableEncoder.from_json(header["encoder"])
     with torch.random.fork_rng(devices=[]):  # PyTorch draws weights for a new module, before these take their place
-        ensemble = inference.from_state(weights, header, device)
-    learned = {name: tensors[name] for name in _ARRAYS} | {
-        "ensemble_": ensemble,
-        "mask_calibration_": MaskCalibration(tensors["location"], tensors["variance"], header["floor"]),
-        "encoder_": TableEncoder.from_json(header["encoder"]),
-    }
+        for name in _PARTS.keys() & header.keys():
+            prefix = f"{name}/"
+            arrays = {key.removeprefix(prefix): array for key, array in tensors.items() if key.startswith(prefix)}
+            learned[name] = _PARTS[name][1](arrays, header[name], device)
     if header["feature_names"] is not None:
         learned["feature_names_in_"] = np.asarray(header["feature_names"], dtype=object)
     return learned | header["plain"]

@@ -1,0 +1,406 @@
+"""Compare outlier detectors; append one JSON line per (set, protocol, rate, seed, method) to a file, resumable.
+
+    python -m benchmarks.anomaly --sets breast_cancer --methods norm,knn,vaeimpute
+    python -m benchmarks.anomaly --report
+
+The sets are the ``.npz`` files (``X``, ``y`` with 1 for an outlier) in the folder ``anomaly`` of ``$VAEIMPUTE_DATA``,
+and one that comes with scikit-learn. Protocols:
+
+- ``semi``: fit to half of the ordinary rows, shuffled, and score the rest. No bootstrap: the common protocol copies the
+  rows of small sets into both halves, which flatters everyone.
+- ``unsupervised``: fit to all rows, outliers among them, and score the same rows.
+- ``missing``: as ``semi``, with 20% holes (MCAR) at fit and a share of ``rate`` when scored.
+- ``cells``: ordinary rows, a twentieth of whose cells get an error (a shift of 3 to 5 standard deviations, a swap with
+  another row, a typo of a class); ``clean`` or not says whether the training rows have errors as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+from sklearn.covariance import MinCovDet
+from sklearn.datasets import load_breast_cancer
+from sklearn.decomposition import FactorAnalysis
+from sklearn.ensemble import IsolationForest
+from sklearn.impute import SimpleImputer
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import OneClassSVM
+
+from vaeimpute import VAEOutlierDetector
+
+RESULTS = Path(__file__).parent / "results" / "anomaly.jsonl"
+KEY = ("set", "protocol", "rate", "max_rows", "seed", "method")
+MISSING_AT_FIT, CORRUPTED = 0.2, 0.05
+
+Score = Callable[[np.ndarray], np.ndarray]
+Detector = Callable[[np.ndarray, int, bool], Score]  # (training rows, seed, outliers among them) -> a score of rows
+
+# Sets that were looked at while the detector was designed; only the others say what to expect of a new one.
+TUNING = {"2_annthyroid", "4_breastw", "7_Cardiotocography", "12_fault", "16_http", "19_landsat", "20_letter"}
+TUNING |= {"23_mammography", "28_pendigits", "29_Pima", "32_shuttle", "35_SpamBase", "37_Stamps", "38_thyroid"}
+TUNING |= {"41_Waveform"}
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+def standardised(score: Callable[[np.ndarray, int, bool], Score]) -> Detector:
+    """A method on complete, standardised rows: holes are filled with the mean."""
+
+    def fit(X: np.ndarray, seed: int, polluted: bool) -> Score:
+        prepare: Pipeline = make_pipeline(SimpleImputer(), StandardScaler()).fit(X)
+        inner = score(prepare.transform(X), seed, polluted)
+        return lambda rows: inner(prepare.transform(rows))
+
+    return fit
+
+
+def norm(X, seed, polluted) -> Score:
+    """Squared norm of the standardised row: what a method that learns nothing reaches."""
+    return lambda rows: (rows**2).sum(1)
+
+
+def knn(X, seed, polluted) -> Score:
+    """Mean distance to 5 neighbours (20 where the training rows are scored; then without the row itself)."""
+    k = 20 if polluted else 5
+    neighbours = NearestNeighbors(n_neighbors=min(k + polluted, len(X))).fit(X)
+    return lambda rows: neighbours.kneighbors(rows)[0][:, int(polluted) :].mean(1)
+
+
+def iforest(X, seed, polluted) -> Score:
+    """scikit-learn's isolation forest."""
+    forest = IsolationForest(random_state=seed).fit(X)
+    return lambda rows: -forest.score_samples(rows)
+
+
+def lof(X, seed, polluted) -> Score:
+    """Local outlier factor, 20 neighbours."""
+    factor = LocalOutlierFactor(n_neighbors=min(20, len(X) - 1), novelty=not polluted).fit(X)
+    return (lambda rows: -factor.negative_outlier_factor_) if polluted else lambda rows: -factor.score_samples(rows)
+
+
+def ocsvm(X, seed, polluted) -> Score:
+    """One-class support vector machine, scikit-learn's defaults, at most 5,000 rows."""
+    machine = OneClassSVM().fit(X[:5000])
+    return lambda rows: -machine.score_samples(rows)
+
+
+def ecod(X, seed, polluted) -> Score:
+    """Sum over columns of -log of the rarer empirical tail (Li et al. 2022), written out."""
+    columns = np.sort(X, axis=0)
+    skewness = ((X - X.mean(0)) ** 3).mean(0)
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        n = len(columns)
+        left = np.column_stack([np.searchsorted(c, r, "right") for c, r in zip(columns.T, rows.T, strict=True)])
+        right = n - np.column_stack([np.searchsorted(c, r, "left") for c, r in zip(columns.T, rows.T, strict=True)])
+        low, high = (-np.log(np.maximum(count, 0.5) / n) for count in (left, right))
+        return np.max([low.sum(1), high.sum(1), np.where(skewness < 0, low, high).sum(1)], axis=0)
+
+    return score
+
+
+def gmm(X, seed, polluted) -> Score:
+    """Likelihood of a Gaussian mixture with 8 full covariances (25 rows each at least)."""
+    mixture = GaussianMixture(max(1, min(8, len(X) // 25)), reg_covar=1e-2, random_state=seed).fit(X)
+    return lambda rows: -mixture.score_samples(rows)
+
+
+def mahalanobis(X, seed, polluted) -> Score:
+    """Robust Mahalanobis distance by the minimum covariance determinant, at most 5,000 rows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # constant columns: its covariance is then singular
+        covariance = MinCovDet(random_state=seed).fit(X[:5000])
+    return covariance.mahalanobis
+
+
+def factor_analysis(X, seed, polluted) -> Score:
+    """Likelihood of scikit-learn's factor analysis with at most 8 factors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its convergence
+        model = FactorAnalysis(min(8, X.shape[1]), random_state=seed).fit(X)
+    return lambda rows: -model.score_samples(rows)
+
+
+def pyod(name: str) -> Callable[[np.ndarray, int, bool], Score]:
+    """A detector of PyOD with its defaults. (That of its VAE for the weight of the KL term is zero: an autoencoder.)"""
+
+    def fit(X, seed, polluted) -> Score:
+        from importlib import import_module
+
+        module = import_module(f"pyod.models.{name.lower() if name == 'VAE' else 'auto_encoder'}")
+        detector = getattr(module, name)(random_state=seed, verbose=0).fit(X)
+        return detector.decision_function
+
+    return fit
+
+
+def vaeimpute(X, seed, polluted) -> Score:
+    """Ours, on the rows as they are."""
+    detector = VAEOutlierDetector(random_state=seed, robust=polluted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # columns with few values
+        detector.fit(X)
+    return detector.anomaly_score
+
+
+def iforest_nan(X, seed, polluted) -> Score:
+    """scikit-learn's isolation forest, which takes holes as they are."""
+    forest = IsolationForest(random_state=seed).fit(X)
+    return lambda rows: -forest.score_samples(rows)
+
+
+METHODS: dict[str, Detector] = {
+    "norm": standardised(norm),
+    "knn": standardised(knn),
+    "iforest": iforest_nan,
+    "lof": standardised(lof),
+    "ocsvm": standardised(ocsvm),
+    "ecod": standardised(ecod),
+    "gmm": standardised(gmm),
+    "mcd": standardised(mahalanobis),
+    "fa": standardised(factor_analysis),
+    "pyod_vae": standardised(pyod("VAE")),
+    "pyod_ae": standardised(pyod("AutoEncoder")),
+    "vaeimpute": vaeimpute,
+}
+DEFAULT_METHODS = [name for name in METHODS if not name.startswith("pyod")]
+
+
+# --- sets and protocols -----------------------------------------------------------------------------------------------
+
+
+def names() -> list[str]:
+    """All sets that can be loaded."""
+    folder = Path(os.environ.get("VAEIMPUTE_DATA", "")) / "anomaly"
+    found = sorted(path.stem for path in folder.glob("*.npz")) if os.environ.get("VAEIMPUTE_DATA") else []
+    return ["breast_cancer", *found]
+
+
+def load(name: str, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n, D) without constant columns, and which are outliers (n,); at most `max_rows`, outliers in proportion."""
+    if name == "breast_cancer":
+        X, target = load_breast_cancer(return_X_y=True)
+        y = target == 0
+    else:
+        with np.load(Path(os.environ["VAEIMPUTE_DATA"]) / "anomaly" / f"{name}.npz") as data:
+            X, y = data["X"].astype(float), data["y"].astype(bool)
+    X = X[:, X.std(0) > 0]
+    if len(X) > max_rows:
+        rng = np.random.default_rng(0)
+        outliers = rng.permutation(np.flatnonzero(y))[: max(round(max_rows * y.mean()), 30)]
+        kept = rng.permutation(np.flatnonzero(~y))[: max_rows - len(outliers)]
+        rows = rng.permutation(np.concatenate([outliers, kept]))
+        X, y = X[rows], y[rows]
+    return X, y
+
+
+def split(X: np.ndarray, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Half of the ordinary rows to fit to; the others and the outliers to score, and which these are."""
+    ordinary = np.random.default_rng(seed).permutation(np.flatnonzero(~y))
+    half = len(ordinary) // 2
+    rest = np.concatenate([ordinary[half:], np.flatnonzero(y)])
+    return X[ordinary[:half]], X[rest], y[rest]
+
+
+def semi(name: str, rate: float, max_rows: int, seed: int, detector: Detector) -> dict:
+    """Fit to ordinary rows only."""
+    train, test, y = split(*load(name, max_rows), seed)
+    return _timed(train, test, y, seed, detector, polluted=False)[0]
+
+
+def unsupervised(name: str, rate: float, max_rows: int, seed: int, detector: Detector) -> dict:
+    """Fit to the rows that are scored."""
+    X, y = load(name, max_rows)
+    return _timed(X, X, y, seed, detector, polluted=True)[0]
+
+
+def missing(name: str, rate: float, max_rows: int, seed: int, detector: Detector) -> dict:
+    """Holes at fit and, at `rate`, at score time; a 5% threshold set on complete ordinary rows."""
+    train, test, y = split(*load(name, max_rows), seed)
+    rng = np.random.default_rng(zlib.crc32(f"{name} {rate} {seed}".encode()))
+    holed = np.where(rng.random(test.shape) < rate, np.nan, test)
+    train = np.where(rng.random(train.shape) < MISSING_AT_FIT, np.nan, train)
+    train = train[:, ~np.isnan(train).all(0)]
+    line, score = _timed(train, holed, y, seed, detector, polluted=False)
+    threshold = np.quantile(score(test[~y]), 0.95)
+    return line | {"flagged": float((score(holed[~y]) > threshold).mean())}
+
+
+def _timed(train, test, y, seed, detector, polluted) -> tuple[dict, Score]:
+    start = time.perf_counter()
+    score = detector(train, seed, polluted)
+    fitted = time.perf_counter()
+    scores = np.nan_to_num(score(test), posinf=1e300)
+    line = {
+        "auroc": roc_auc_score(y, scores),
+        "ap": average_precision_score(y, scores),
+        "fit_seconds": fitted - start,
+        "score_seconds": time.perf_counter() - fitted,
+        "rows": len(train),
+        "columns": train.shape[1],
+    }
+    return line, score
+
+
+def corrupt(X: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """X with errors in a twentieth of its cells, and which they are."""
+    wrong = rng.random(X.shape) < CORRUPTED
+    if kind == "shift":
+        new = X + rng.choice([-1, 1], X.shape) * rng.uniform(3, 5, X.shape) * X.std(0)
+    else:  # the value of another row
+        new = np.take_along_axis(X, rng.integers(len(X), size=X.shape), 0)
+        wrong &= new != X
+    return np.where(wrong, new, X), wrong
+
+
+def cells(name: str, rate: float, max_rows: int, seed: int, method: str, kind: str, polluted: bool) -> dict:
+    """Which cells are wrong, and what they should be, in units of the column's standard deviation."""
+    X, y = load(name, max_rows)
+    train, test, _ = split(X[~y], np.zeros((~y).sum(), bool), seed)
+    varied = train.std(0) > 0
+    train, test = train[:, varied], test[:, varied]
+    rng = np.random.default_rng(zlib.crc32(f"{name} {kind} {seed}".encode()))
+    holed, wrong = corrupt(test, kind, rng)
+    if polluted:
+        train = corrupt(train, kind, rng)[0]
+    mean, sd = train.mean(0), train.std(0)
+    start = time.perf_counter()
+    if method == "vaeimpute":
+        detector = VAEOutlierDetector(random_state=seed, robust=polluted).fit(train)
+        scores, repaired = detector.cell_anomaly_score(holed), detector.repair(holed, threshold=-np.inf)
+    elif method == "fa":
+        model = FactorAnalysis(min(8, train.shape[1]), random_state=seed).fit((train - mean) / sd)
+        z = (holed - mean) / sd
+        said = model.transform(z) @ model.components_
+        scores, repaired = np.abs(z - said) / np.sqrt(model.noise_variance_), mean + sd * said
+    else:  # |z|
+        scores, repaired = np.abs(holed - mean) / sd, np.broadcast_to(mean, holed.shape)
+    miss = ((repaired - test) / test.std(0).clip(1e-9))[wrong]
+    return {
+        "auroc": roc_auc_score(wrong.ravel(), scores.ravel()),
+        "ap": average_precision_score(wrong.ravel(), scores.ravel()),
+        "repair_rmse": float(np.sqrt((miss**2).mean())),
+        "fit_seconds": time.perf_counter() - start,
+        "rows": len(train),
+        "columns": train.shape[1],
+    }
+
+
+PROTOCOLS = {"semi": semi, "unsupervised": unsupervised, "missing": missing}
+RATES = {"semi": (0.0,), "unsupervised": (0.0,), "missing": (0.0, 0.3, 0.5)}
+CELL_METHODS = ("z", "fa", "vaeimpute")
+CELL_PROTOCOLS = {
+    f"cells {kind}{', errors in training' if polluted else ''}": (kind, polluted)
+    for kind in ("shift", "swap")
+    for polluted in (False, True)
+}
+
+
+# --- running and reporting --------------------------------------------------------------------------------------------
+
+
+def run_one(key: dict) -> dict:
+    """The result of one line."""
+    where = (key["set"], key["rate"], key["max_rows"], key["seed"])
+    if key["protocol"] in CELL_PROTOCOLS:
+        return cells(*where, key["method"], *CELL_PROTOCOLS[key["protocol"]])
+    return PROTOCOLS[key["protocol"]](*where, METHODS[key["method"]])
+
+
+def read(file: Path) -> list[dict]:
+    """Finished lines of a results file; the last one counts."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return list({tuple(line[k] for k in KEY): line for line in map(json.loads, filter(None, lines))}.values())
+
+
+def report(lines: list[dict]) -> str:
+    """Means over the sets that all methods of a protocol finished, in %, as Markdown."""
+    frame = pd.DataFrame([line for line in lines if "error" not in line])
+    parts = []
+    for protocol, part in frame.groupby("protocol", sort=False):
+        methods = part["method"].nunique()
+        case = ["set", "rate", "seed", "max_rows"]
+        part = part[part.groupby(case)["method"].transform("nunique") == methods]
+        part = part.assign(auroc=100 * part["auroc"], ap=100 * part["ap"], split=part["set"].isin(TUNING))
+        part["split"] = np.where(part["split"], "tuning", "held-out")
+        values = [
+            v
+            for v in ("auroc", "ap", "flagged", "repair_rmse", "fit_seconds")
+            if part.get(v, pd.Series()).notna().any()
+        ]
+        index = ["method"] if part["rate"].nunique() == 1 else ["rate", "method"]
+        table = part.groupby(index)[values].mean()
+        for name, own in part.groupby("split"):
+            table[f"auroc, {own['set'].nunique()} {name}"] = own.groupby(index)["auroc"].mean()
+        by = [*index[:-1], "auroc"]
+        table = table.reset_index().sort_values(by, ascending=[True] * len(index[:-1]) + [False])
+        n = part["set"].nunique()
+        head = "| " + " | ".join(table.columns) + " |\n|" + "---|" * table.shape[1]
+        rows = [
+            "| "
+            + " | ".join(
+                f"{v:.3g}" if isinstance(v, float) and abs(v) < 1 else f"{v:.1f}" if isinstance(v, float) else str(v)
+                for v in row
+            )
+            + " |"
+            for row in table.itertuples(index=False)
+        ]
+        parts.append(f"**{protocol}** ({n} sets)\n\n{head}\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+@click.command(help="Compare outlier detectors; append one JSON line per result to a file.")
+@click.option("--sets", "chosen", help="Comma-separated; default: all.")
+@click.option("--methods", help=f"Comma-separated, of {', '.join(METHODS)}; default: all but PyOD's.")
+@click.option("--protocols", help=f"Comma-separated, of {', '.join([*PROTOCOLS, 'cells'])}; default: all.")
+@click.option("--max-rows", default=2000, show_default=True, help="Rows to keep of each set.")
+@click.option("--max-columns", default=200, show_default=True, help="Leave out sets with more.")
+@click.option("--seeds", default="0", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
+@click.option("--report", "only_report", is_flag=True, help="Print the tables of the results, and run nothing.")
+def main(chosen, methods, protocols, max_rows, max_columns, seeds, out, only_report) -> None:
+    if only_report:
+        click.echo(report(read(out)))
+        return
+    wanted = protocols.split(",") if protocols else [*PROTOCOLS, "cells"]
+    kept = [
+        name for name in (chosen or ",".join(names())).split(",") if load(name, max_rows)[0].shape[1] <= max_columns
+    ]
+    keys = [
+        dict(zip(KEY, (name, inner, rate, max_rows, seed, method), strict=True))
+        for name in kept
+        for protocol in wanted
+        for inner in (CELL_PROTOCOLS if protocol == "cells" else [protocol])
+        for rate in RATES.get(inner, (0.0,))
+        for seed in map(int, seeds.split(","))
+        for method in (methods.split(",") if methods else [*DEFAULT_METHODS, "z"])
+        if (method in CELL_METHODS) >= (protocol == "cells") and (method in METHODS) >= (protocol != "cells")
+    ]
+    done = {tuple(line[k] for k in KEY) for line in read(out) if "error" not in line}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for key in (key for key in keys if tuple(key.values()) not in done):
+        try:
+            line = key | {k: round(v, 5) for k, v in run_one(key).items()}
+        except Exception as error:  # one failing method must not end the run: its line says why
+            line = key | {"error": f"{type(error).__name__}: {error}"}
+        with out.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        click.echo(" ".join(map(str, line.values())), err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""mixture: closed forms meet plain Gaussian algebra, and EM finds what made the data."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from vaeimpute.linear import Linear
+from vaeimpute.mixture import Mixture, choose_mixture, fit_mixture, leave_one_out, log_evidence, log_joint
+
+
+@pytest.fixture
+def mixture():
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(3, 5, 2, generator=generator, dtype=torch.float64)
+    b = 2 * torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    psi = 0.1 + torch.rand(3, 5, generator=generator, dtype=torch.float64)
+    return Mixture(torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log(), Linear(W, b, psi))
+
+
+@pytest.fixture
+def rows():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    observed = torch.rand(40, 5, generator=generator) < 0.7
+    observed[0], observed[1] = True, False
+    return x, observed
+
+
+def dense(mixture, columns):
+    """The components' Gaussians over some columns."""
+    W, b, psi = mixture.linear
+    cov = W @ W.transpose(1, 2) + torch.diag_embed(psi)
+    return MultivariateNormal(b[:, columns], cov[:, columns][:, :, columns])
+
+
+def test_log_evidence_is_that_of_the_dense_gaussians(mixture, rows):
+    for x, o in zip(*rows, strict=True):
+        want = 0.0
+        if o.any():
+            want = torch.logsumexp(mixture.log_weight + dense(mixture, o).log_prob(x[o]), 0).item()
+        assert log_evidence(x[None], o[None], mixture).item() == pytest.approx(want, abs=1e-10)
+
+
+def test_what_is_hidden_does_not_matter(mixture, rows):
+    x, o = rows
+    other = torch.where(o, x, 1e6)
+    torch.testing.assert_close(log_evidence(other, o, mixture), log_evidence(x, o, mixture))
+
+
+def test_one_mask_for_all_rows_is_a_short_cut_only(mixture, rows):
+    x = rows[0]
+    o = torch.tensor([True, False, True, True, False]).expand(len(x), -1)
+    one_by_one = torch.cat([log_joint(x[i : i + 1], o[i : i + 1], mixture) for i in range(len(x))], 1)
+    torch.testing.assert_close(log_joint(x, o, mixture), one_by_one)
+
+
+def test_leave_one_out_is_a_ratio_of_evidences(mixture, rows):
+    x, o = rows
+    rest = leave_one_out(x, o, mixture)
+    own = -0.5 * ((x - rest.mean).square() / rest.variance + (2 * math.pi * rest.variance).log())
+    got = torch.logsumexp(rest.log_weight + own, 0)
+    for j in range(5):
+        without, with_it = o.clone(), o.clone()
+        without[:, j], with_it[:, j] = False, True
+        want = log_evidence(x, with_it, mixture) - log_evidence(x, without, mixture)
+        torch.testing.assert_close(got[:, j], want)
+
+
+def test_leave_one_out_does_not_see_the_cell(mixture, rows):
+    x, o = rows
+    changed = x.clone()
+    changed[:, 2] += 7.0
+    for one, two in zip(leave_one_out(x, o, mixture), leave_one_out(changed, o, mixture), strict=True):
+        torch.testing.assert_close(one[..., 2], two[..., 2])
+
+
+def clusters(n=600, holes=0.0):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[-2.0, 0.0, 1.0], [2.0, 1.0, -1.0]], dtype=torch.float64)
+    label = torch.arange(n) % 2
+    noise = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    return centres[label] + 0.4 * noise, torch.rand(n, 3, generator=generator) >= holes, label
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.3])
+def test_em_finds_the_clusters(holes):
+    x, o, label = clusters(holes=holes)
+    mixture = fit_mixture(x, o, 2, rank=1, floor=0.01)
+    component = log_joint(x, o, mixture).argmax(0)
+    agreement = (component == label).double().mean().item()
+    assert max(agreement, 1 - agreement) > 0.97
+    torch.testing.assert_close(mixture.log_weight.exp(), torch.full((2,), 0.5, dtype=torch.float64), atol=0.03, rtol=0)
+
+
+def test_em_does_not_look_into_holes():
+    x, o, _ = clusters(holes=0.3)
+    one, two = (fit_mixture(torch.where(o, x, hidden), o, 2, rank=1) for hidden in (0.0, 99.0))
+    torch.testing.assert_close(one.linear.b, two.linear.b)
+
+
+def test_more_components_only_where_they_help():
+    x, o, _ = clusters()
+    held_out = torch.arange(len(x)) % 4 == 0
+    assert choose_mixture(x, o, held_out, 0.01)[0] > 1
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    assert choose_mixture(plain, o[:200], held_out[:200], 0.01)[0] == 1
+
+
+@pytest.mark.parametrize(("n", "n_features"), [(2, 1), (3, 4), (5, 40)])
+def test_few_rows(n, n_features):
+    x = torch.randn(n, n_features, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    o = torch.ones(n, n_features, dtype=torch.bool)
+    for n_components in (1, 2):
+        assert log_evidence(x, o, fit_mixture(x, o, n_components)).isfinite().all()

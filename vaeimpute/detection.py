@@ -1,0 +1,333 @@
+"""What an outlier detector learns: a density of rows, their neighbours, and what ordinary rows score under both.
+
+The density is a mixture of linear VAEs. Every member is blind to the rows of its fold, so that all rows of the table
+can say what ordinary rows score. (A network on top raises the likelihood, but finds no more strange rows: see
+benchmarks/README.md.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaeimpute.columns import ColumnLikelihoods
+from vaeimpute.fitting import FAMILIES, Table
+from vaeimpute.likelihoods import LIKELIHOODS, CellSpec
+from vaeimpute.linear import Linear
+from vaeimpute.mixture import (
+    N_COMPONENTS,
+    Mixture,
+    choose_mixture,
+    chunks,
+    fit_mixture,
+    leave_one_out,
+    log_evidence,
+)
+from vaeimpute.scoring import RowCalibration
+
+FLOOR = 0.05  # smallest noise variance of a standardised column
+N_FOLDS = 4
+_MIN_ROWS = 8  # below, one member sees all rows
+_EM_ROWS = 8000  # of a member
+_BANK = 4096  # rows that can be neighbours
+_NEIGHBOURS = 5
+_NARROW = 1e-3  # half an interquartile range that says nothing: most cells of the column are equal
+_CALIBRATION_ROWS = 8000
+_REMASKED = 4000  # of these, with further cells hidden
+_LARGE = 1000  # rows from which fewer need be trimmed
+_FEW = (4,)  # components where there may be outliers
+_ROUNDS = 4  # of leaving out the strange and fitting again
+_FAR = 4.5  # nats: three standard deviations from what is expected
+STRANGE = 3.0  # nats by which a cell is stranger than its column's ordinary ones before it is doubted
+_HIDDEN = 0.34  # share of a row's cells that may be doubted
+
+
+class Density(NamedTuple):
+    """A fitted density of rows.
+
+    Attributes
+    ----------
+    likelihoods : ColumnLikelihoods
+    mixture : Mixture
+        Of all members: ``log_weight`` (M, C), ``W`` (M, C, F, L) and so on.
+    bank : Tensor of shape (N, F)
+        Rows to be neighbours, their holes filled by the first member; none where they may be outliers themselves.
+    margins : Tensor of shape (2, F)
+        Median and half the interquartile range of each feature.
+    """
+
+    likelihoods: ColumnLikelihoods
+    mixture: Mixture
+    bank: Tensor
+    margins: Tensor
+
+    @property
+    def n_components(self) -> int:
+        """Components of each member."""
+        return self.mixture.log_weight.shape[1]
+
+
+def fit_density(table: Table, *, seed: int, dtype: torch.dtype, trimmed: float = 0.0) -> tuple[Density, RowCalibration]:
+    """Fit a mixture to the rows outside of each fold, and learn what the rows of the fold score.
+
+    Parameters
+    ----------
+    table : Table
+    seed : int
+    dtype : torch.dtype
+        Precision of scores; the fit itself is in float64.
+    trimmed : float
+        Share of the strangest rows to leave out, where the table may hold outliers. Few components then: more would
+        find one for each group of outliers.
+
+    Returns
+    -------
+    density : Density
+    calibration : RowCalibration
+    """
+    rng = np.random.default_rng(seed)
+    specs = _specs(table)
+    likelihoods = ColumnLikelihoods(specs, log_scale_floor=-10.0).to(table.values.device, torch.float64)
+    x, o = likelihoods.features(table.values.double()), table.observed[:, likelihoods.feature_columns]
+    floor = likelihoods.noise_floor().to(x).clamp(min=FLOOR)
+    n, n_members = len(x), N_FOLDS if len(x) >= _MIN_ROWS else 1
+    order = torch.as_tensor(rng.permutation(n), device=x.device)
+    fold = torch.empty_like(order)
+    fold[order] = torch.arange(n, device=x.device) % n_members
+    some = order[:_EM_ROWS]
+    n_components, rank = 1, 1
+    if n_members > 1:
+        components = _FEW if trimmed else N_COMPONENTS
+        n_components, rank = choose_mixture(x[some], o[some], fold[some] == 0, floor, components=components, seed=seed)
+    fits = []
+    for member in range(n_members):
+        rows = order[(fold[order] != member) | (n_members == 1)][:_EM_ROWS]
+        fits.append(_fit_trimmed(x[rows], o[rows], n_components, rank, floor, trimmed, seed))
+    mixture = Mixture(
+        torch.stack([fit.log_weight for fit in fits]),
+        Linear(*(torch.stack(p) for p in zip(*(fit.linear for fit in fits), strict=True))),
+    )
+    rows = order[: 0 if trimmed else _BANK]
+    bank = _filled(x[rows], o[rows], fits[0])
+    density = Density(likelihoods.to(dtype), mixture.to(dtype), bank.to(dtype), _margins(x[some], o[some]).to(dtype))
+    return density, _calibrate(density, table, fold, rows, rng)
+
+
+def _calibrate(
+    density: Density, table: Table, fold: Tensor, bank_rows: Tensor, rng: np.random.Generator
+) -> RowCalibration:
+    """What rows score under the member that has not seen them, as they are and with further cells hidden."""
+    n = len(fold)
+    plain = rng.permutation(n)[:_CALIBRATION_ROWS]
+    again = rng.choice(plain, _REMASKED)
+    rows = torch.as_tensor(np.concatenate([plain, again]), device=fold.device)
+    rate = np.concatenate([np.zeros(len(plain)), rng.uniform(0, 0.8, _REMASKED)])
+    kept = torch.as_tensor(rng.random((len(rows), table.observed.shape[1])) >= rate[:, None], device=fold.device)
+    values, observed = table.values[rows].to(density.bank), table.observed[rows] & kept
+    place = torch.full((n,), -1, device=fold.device)
+    place[bank_rows] = torch.arange(len(bank_rows), device=fold.device)
+    scores = row_scores(density, values, observed, place[rows])
+    own = scores[:, fold[rows], torch.arange(len(rows), device=fold.device)]
+    return RowCalibration.fit(own.cpu().numpy(), observed.cpu().numpy(), fold[rows].cpu().numpy())
+
+
+def _fit_trimmed(
+    x: Tensor, o: Tensor, n_components: int, rank: int, floor: Tensor, trimmed: float, seed: int
+) -> Mixture:
+    """A mixture of the rows but the strangest, and of their cells but the strange ones, which are found in rounds."""
+    mixture = fit_mixture(x, o, n_components, rank, floor, seed=seed)
+    for _ in range(_ROUNDS if trimmed else 0):
+        evidence = log_evidence(x, o, mixture) / o.sum(1).clamp(min=1)
+        kept = evidence >= evidence.quantile(trimmed)
+        ordinary = o & ~_strange_features(x, o, mixture)
+        mixture = fit_mixture(x[kept], ordinary[kept], n_components, rank, floor, seed=seed)
+    return mixture
+
+
+def _strange_features(x: Tensor, o: Tensor, mixture: Mixture) -> Tensor:
+    """Which cells (n, F) are far from all that the rest of their row leaves open; at most some in each row."""
+    distance = []
+    for rows in chunks(len(x), 4 * mixture.linear.W.numel()):
+        rest = leave_one_out(x[rows], o[rows], mixture)
+        nats = 0.5 * (x[rows] - rest.mean).square() / rest.variance
+        distance.append(-torch.logsumexp(rest.log_weight - nats, 0))
+    score = torch.where(o, torch.cat(distance), -math.inf)
+    rank = score.argsort(1, descending=True).argsort(1)
+    return (score > _FAR) & (rank < _HIDDEN * o.sum(1, keepdim=True))
+
+
+def _filled(x: Tensor, o: Tensor, mixture: Mixture) -> Tensor:
+    """Rows with their holes at the expected value."""
+    parts = [x[:0]]
+    for rows in chunks(len(x), 4 * mixture.linear.W.numel()):
+        rest = leave_one_out(x[rows], o[rows], mixture)  # of a hole, the others are all that is known
+        parts.append((rest.log_weight.exp() * rest.mean).sum(0))
+    return torch.where(o, x, torch.cat(parts))
+
+
+def _margins(x: Tensor, o: Tensor) -> Tensor:
+    """Median and half the interquartile range of each feature, (2, F)."""
+    low, middle, high = torch.where(o, x, math.nan).nanquantile(torch.tensor([0.25, 0.5, 0.75]).to(x), 0)
+    half = (high - low) / 2
+    deviation = ((x - middle).square() * o).sum(0).div(o.sum(0)).sqrt()
+    return torch.stack([middle, torch.where(half > _NARROW, half, deviation.clamp(min=_NARROW))])
+
+
+def _specs(table: Table) -> list[CellSpec]:
+    columns = enumerate(zip(table.kinds, table.n_levels, strict=True))
+    return [
+        LIKELIHOODS[FAMILIES[kind][0]].fit(table.values[table.observed[:, j], j].double().cpu(), n_levels)
+        for j, (kind, n_levels) in columns
+    ]
+
+
+def row_scores(density: Density, values: Tensor, observed: Tensor, own: Tensor | None = None) -> Tensor:
+    """Both scores of each row under each member, (2, M, n) in float64: higher is stranger.
+
+    The first is the negative log-likelihood of the observed cells, in nats. The second, the same for all members, is
+    the mean distance to the nearest rows of the bank over these cells. Where there is no bank, because the rows may
+    hold outliers, which have each other for neighbours, it is the negative log-likelihood of independent
+    Cauchy-distributed columns: it sees no relation between columns, and so none between outliers.
+
+    Parameters
+    ----------
+    values, observed : Tensor of shape (n, D)
+    own : int Tensor of shape (n,), optional
+        Place of each row in the bank, where it must not be its own neighbour; -1 where it is not there.
+    """
+    x, o = _inputs(density, values, observed)
+    nll = -log_evidence(x, o, density.mixture)
+    if len(density.bank):
+        parts = chunks(len(x), len(density.bank))
+        other = torch.cat([_distance(density.bank, x[r], o[r], None if own is None else own[r]) for r in parts])
+    else:
+        middle, half = density.margins
+        other = torch.where(o, ((x - middle) / half).square().log1p(), 0).sum(-1)
+    return torch.stack([nll, other.expand_as(nll)]).double()
+
+
+def _distance(bank: Tensor, x: Tensor, observed: Tensor, own: Tensor | None) -> Tensor:
+    """Mean distance (B,) to the nearest rows of the bank, over the observed features."""
+    o = observed.to(x.dtype)
+    terms, features = torch.cat([o, -2 * o * x], -1), torch.cat([bank.square(), bank], -1)
+    squares = (terms @ features.T) + (o * x.square()).sum(-1, keepdim=True)
+    if own is not None:
+        squares = squares.scatter(
+            1, own.clamp(min=0).unsqueeze(1), torch.where(own < 0, squares[:, 0], math.inf).unsqueeze(1)
+        )
+    nearest = squares.topk(min(_NEIGHBOURS, max(1, len(bank) - 1)), largest=False).values
+    return nearest.clamp(min=0).sqrt().mean(-1)
+
+
+def log_likelihood(density: Density, values: Tensor, observed: Tensor) -> Tensor:
+    """Log-likelihood of each row's observed cells (n,), in nats: members are averaged as densities."""
+    x, o = _inputs(density, values, observed)
+    members = log_evidence(x, o, density.mixture)
+    return torch.logsumexp(members, 0) - math.log(len(members))
+
+
+def cells(density: Density, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """What the rest of its row says of each cell.
+
+    Parameters
+    ----------
+    values, observed : Tensor of shape (n, D)
+        Cells that are not observed have no say, but are answered for like the others.
+
+    Returns
+    -------
+    expected, log_density : Tensor of shape (n, D)
+        The expected cell, and ``log p(x_j | the observed others)`` of the one that stands in `values`.
+    """
+    weight, linear = density.mixture
+    flat = Mixture((weight - math.log(len(weight))).flatten(), Linear(*(p.flatten(0, 1) for p in linear)))
+    parts = [
+        _cells(density.likelihoods, flat, values[rows], observed[rows])
+        for rows in chunks(len(values), 4 * linear.W.numel())
+    ]
+    expected, log_density = (torch.cat(p) for p in zip(*parts, strict=True))
+    return expected, log_density
+
+
+def doubtful_cells(density: Density, values: Tensor, observed: Tensor, ordinary: Tensor) -> tuple[Tensor, Tensor]:
+    """`cells`, where the strange cells of a row have no say in the others.
+
+    The strangest cell of a row is set aside, then the strangest of those left, while one is strange given the rest.
+
+    Parameters
+    ----------
+    values, observed : Tensor of shape (n, D)
+    ordinary : Tensor of shape (D,)
+        Negative log-density of an ordinary cell of each column.
+    """
+    expected, log_density = cells(density, values, observed)
+    trusted = observed.clone()
+    most = (_HIDDEN * observed.sum(1)).floor()
+    rows = torch.arange(len(values), device=values.device)
+    for _ in range(_ROUNDS):
+        score = torch.where(trusted[rows], -log_density[rows] - ordinary, -math.inf)
+        worst, column = score.max(1)
+        doubted = (worst > STRANGE) & ((observed & ~trusted)[rows].sum(1) < most[rows])
+        rows, column = rows[doubted], column[doubted]
+        if len(rows) == 0:
+            break
+        trusted[rows, column] = False
+        expected[rows], log_density[rows] = cells(density, values[rows], trusted[rows])
+    return expected, log_density
+
+
+def trimmed_share(n: int) -> float:
+    """Share of the strangest rows to leave out of a table of n rows that may hold outliers."""
+    return 0.2 if n >= _LARGE else 0.35
+
+
+def _cells(likelihoods: ColumnLikelihoods, mixture: Mixture, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    columns, answer_columns = likelihoods.feature_columns, likelihoods.answer_columns
+    x, o = likelihoods.features(values), observed[:, columns]
+    mean, variance, log_weight = leave_one_out(x, o, mixture)
+    log_weight = log_weight[..., _first_features(columns, values.shape[1])]  # (C, B, D)
+    for j in torch.bincount(columns).gt(1).nonzero().squeeze(-1).tolist():  # the levels of a class tell one another
+        own = columns == j
+        rest = leave_one_out(x, o & ~own, mixture)
+        mean[..., own], variance[..., own] = rest.mean[..., own], rest.variance[..., own]
+        log_weight[..., j] = rest.log_weight[..., own][..., 0]
+    params = likelihoods.base(mean, 0.5 * variance.log())
+    log_px = likelihoods.log_prob(params, values)
+    answers = (log_weight[..., answer_columns].exp() * likelihoods.answers(params)).sum(0)
+    return likelihoods.points(answers), torch.logsumexp(log_weight + log_px, 0)
+
+
+def _first_features(columns: Tensor, n_columns: int) -> Tensor:
+    """Position of one feature of each column."""
+    first = torch.zeros(n_columns, dtype=torch.long, device=columns.device)
+    return first.scatter_(0, columns, torch.arange(len(columns), device=columns.device))
+
+
+def _inputs(density: Density, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    likelihoods = density.likelihoods
+    return likelihoods.features(values), observed[:, likelihoods.feature_columns]
+
+
+def to_state(density: Density) -> tuple[dict[str, np.ndarray], dict]:
+    """Everything that makes up a density, as arrays and as plain numbers (JSON)."""
+    weight, linear = density.mixture
+    tensors = {"log_weight": weight, "bank": density.bank, "margins": density.margins, **linear._asdict()}
+    header = {"specs": [asdict(spec) for spec in density.likelihoods.specs]}
+    return {key: value.cpu().numpy() for key, value in tensors.items()}, header
+
+
+def from_state(tensors: Mapping[str, np.ndarray], header: Mapping, device: torch.device) -> Density:
+    """The inverse of `to_state`, on any device."""
+    specs = [CellSpec(s["family"], tuple(s["points"]), tuple(s["edges"])) for s in header["specs"]]
+    arrays = {
+        key: torch.tensor(tensors[key], device=device) for key in ("log_weight", "W", "b", "psi", "bank", "margins")
+    }
+    likelihoods = ColumnLikelihoods(specs, log_scale_floor=-10.0).to(device, arrays["b"].dtype)
+    mixture = Mixture(arrays["log_weight"], Linear(arrays["W"], arrays["b"], arrays["psi"]))
+    return Density(likelihoods, mixture, arrays["bank"], arrays["margins"])
