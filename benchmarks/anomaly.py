@@ -11,7 +11,7 @@ and one that comes with scikit-learn. Protocols:
 - ``unsupervised``: fit to all rows, outliers among them, and score the same rows.
 - ``missing``: as ``semi``, with 20% holes (MCAR) at fit and a share of ``rate`` when scored.
 - ``cells``: ordinary rows, a twentieth of whose cells get an error (a shift of 3 to 5 standard deviations, a swap with
-  another row, a typo of a class); ``clean`` or not says whether the training rows have errors as well.
+  another row), without and with such errors in the training rows.
 """
 
 from __future__ import annotations
@@ -273,6 +273,7 @@ def cells(name: str, rate: float, max_rows: int, seed: int, method: str, kind: s
     train, test, _ = split(X[~y], np.zeros((~y).sum(), bool), seed)
     varied = train.std(0) > 0
     train, test = train[:, varied], test[:, varied]
+    unit = train.std(0)
     rng = np.random.default_rng(zlib.crc32(f"{name} {kind} {seed}".encode()))
     holed, wrong = corrupt(test, kind, rng)
     if polluted:
@@ -289,7 +290,7 @@ def cells(name: str, rate: float, max_rows: int, seed: int, method: str, kind: s
         scores, repaired = np.abs(z - said) / np.sqrt(model.noise_variance_), mean + sd * said
     else:  # |z|
         scores, repaired = np.abs(holed - mean) / sd, np.broadcast_to(mean, holed.shape)
-    miss = ((repaired - test) / test.std(0).clip(1e-9))[wrong]
+    miss = ((repaired - test) / unit)[wrong]
     return {
         "auroc": roc_auc_score(wrong.ravel(), scores.ravel()),
         "ap": average_precision_score(wrong.ravel(), scores.ravel()),
