@@ -320,6 +320,11 @@ def test_below_forty_rows_the_linear_model_alone_answers():
     members = linear.log_likelihood(*(t.expand(len(backbone.b), -1, -1) for t in table[:2]), backbone)
     expected = torch.logsumexp(members, 0) - math.log(len(members))
     torch.testing.assert_close(log_evidence(ensemble, *table[:2]), expected, rtol=0, atol=1e-9)
+    model = ensemble.conditional
+    _, _, given, votes = model._ask(*(t.unsqueeze(0) for t in table[:2]), None, None, slice(None))
+    torch.testing.assert_close(model.neighbours.mix(given, votes)[0], given.mean)
+    again = from_state(*to_state(ensemble), torch.device("cpu"))
+    assert torch.equal(impute(again, *table[:2]), impute(ensemble, *table[:2]))
 
 
 def _all_missing(values, observed):
