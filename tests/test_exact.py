@@ -69,7 +69,7 @@ def test_a_row_without_cells_has_evidence_zero(untrained):
 def test_imputations_are_conditional_means(untrained, backbone):
     values, observed = rows()
     answers = untrained.answers(values, observed, antithetic(20))
-    mean, _ = linear.conditional(values, observed, backbone)
+    mean, *_ = linear.conditional(values, observed, backbone)
     torch.testing.assert_close(answers, mean, rtol=0, atol=1e-10)
 
 
@@ -160,7 +160,7 @@ def test_fitted_evidence_is_the_true_likelihood(fitted, fresh, truth):
 @pytest.mark.slow
 def test_fitted_imputations_are_the_true_conditional_means(fitted, fresh, truth):
     values, observed = unseen(fresh, N)
-    mean, _ = linear.conditional(values.double(), observed, truth)
+    mean, *_ = linear.conditional(values.double(), observed, truth)
     error = (impute(fitted, values, observed).double() - mean)[~observed]
     assert error.square().mean().sqrt() < 0.02  # of a standard deviation
     # In units of what nobody can know: the share of the error that the fit adds.
@@ -175,7 +175,7 @@ def test_fitted_draws_have_the_true_conditional_spread(fitted, fresh, truth):
     values, observed = unseen(fresh, 300)
     torch.manual_seed(0)
     draws = draw(fitted, values, observed, 200).double()  # (S, n, D)
-    _, variance = linear.conditional(values.double(), observed, truth)
+    _, variance, _ = linear.conditional(values.double(), observed, truth)
     hidden = ~observed
     ratio = draws.var(0)[hidden] / variance[hidden]
     assert ratio.mean().item() == pytest.approx(1.0, abs=0.1)

@@ -241,9 +241,8 @@ def _config(kind: type[MaskedVAE], table: Table, rank: int, level: float) -> Mod
         dropout = 0.3 if any(table.n_levels) else 0.1 if n < 2000 else 0.0
         return ModelConfig(_n_members(n), rank, 96, 2, dropout, log_scale_floor)
     dropout = 0.3 if n < 500 else 0.2 if n < 2000 else 0.1
-    return ModelConfig(
-        _n_members(n), rank, 128, 2, dropout, log_scale_floor, n_bins=10 if n < 500 else 16, n_bank=min(n, _BANK_ROWS)
-    )
+    n_bins, n_bank = 10 if n < 500 else 16, min(n, _BANK_ROWS) if n >= MIN_ROWS else 0
+    return ModelConfig(_n_members(n), rank, 128, 2, dropout, log_scale_floor, n_bins, n_bank)
 
 
 def _plans(model: MaskedVAE, table: Table) -> list[Plan]:

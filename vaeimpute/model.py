@@ -23,6 +23,8 @@ from vaeimpute.linear import Conditional, Linear, conditional, posterior
 from vaeimpute.neighbours import HEADS, Neighbours, Votes
 from vaeimpute.networks import ResidualMLP, StackedLinear
 
+_BANK_CHUNK = 512  # rows whose holes are filled at once: they take rank * features numbers each
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -253,7 +255,9 @@ class ConditionalVAE(MaskedVAE):
                 self.edges[row] = torch.quantile(cells[::step], grid)
         rows = torch.randperm(len(x), device=x.device)[: self.config.n_bank]
         first = Linear(self.W[0], self.b[0], self.psi[0])
-        self.neighbours.fill(x[rows], o[rows], conditional(x[rows], o[rows], first), rows)
+        parts = [conditional(x[part], o[part], first) for part in rows.split(_BANK_CHUNK)]
+        given = Conditional(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        self.neighbours.fill(x[rows], o[rows], given, rows)
 
     @torch.no_grad()
     def remember(self, observed: Tensor) -> None:

@@ -102,7 +102,8 @@ class Neighbours(nn.Module):
         squares = (squares + _BACKBONE * (mean.square() + given.variance.unsqueeze(1))) / total
         way = mean - conditional_mean(center, kept.unsqueeze(1), linear.per_head(), given.chol.unsqueeze(1))
         variance = (squares - voted.square()).clamp(min=0)
-        return Votes(voted + torch.sigmoid(self.slope) * way, variance, share.expand_as(voted))
+        move = torch.sigmoid(self.slope) * share / total  # the backbone answers where the row is
+        return Votes(voted + move * way, variance, share.expand_as(voted))
 
     def mix(self, given: Conditional, votes: Votes, more: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation (M, B, F) of the backbone and the votes, mixed by the gates.
@@ -129,10 +130,11 @@ class Neighbours(nn.Module):
         of_bank = torch.cat([-0.5 * precision, scaled, 0.5 * ((width * precision).log() - scaled * bank)], -1)
         q = torch.where(kept, x, 0)
         of_row = torch.cat([q.square(), q, kept.to(x.dtype)], -1)
-        scores = of_row.unsqueeze(1) @ of_bank.transpose(-1, -2)  # (M, H, B, N)
         # Neither a row itself nor one that knows nothing of what is asked may draw the weight to it.
         if rows is not None:
             useless = rows.unsqueeze(-1) == self.numbers[voters]
         else:
             useless = (~kept).to(x.dtype) @ known.transpose(-1, -2) < 0.5
+        of_row = of_row.expand(len(useless), -1, -1)  # one question to all, but each may use other cells
+        scores = of_row.unsqueeze(1) @ of_bank.transpose(-1, -2)  # (M, H, B, N)
         return torch.softmax(scores.masked_fill_(useless.unsqueeze(1), torch.finfo(scores.dtype).min), -1)

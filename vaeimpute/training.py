@@ -184,10 +184,11 @@ def fit_model(
         best = before
         loop = _Loop(model, stage, plan)
         try:
-            for step in range(plan.check_every, plan.steps + plan.check_every, plan.check_every):
+            for begin in range(0, plan.steps, plan.check_every):
                 if clock.over(share):
                     break
-                loop.run(values, seen, range(step - plan.check_every, min(step, plan.steps)), folds)
+                step = min(begin + plan.check_every, plan.steps)
+                loop.run(values, seen, range(begin, step), folds)
                 with loop.averaged():
                     now = (*check(done + step), step, _copies(stage.parameters))
                 on_check(history[-1])
