@@ -203,7 +203,8 @@ def _spread(
 
     One for levels and classes, whose draws must stay what they are.
     """
-    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)[:600]
+    n_rows = max(100, min(600, 10_000 // values.shape[1]))  # wide tables have many cells in a row
+    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)[:n_rows]
     spread = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
     if len(rows) == 0:
         return spread
@@ -267,7 +268,9 @@ def _network_plan(model: MaskedVAE, table: Table) -> Plan:
         plan = Plan(200, 128, 2e-3, patience=2, refit=refit, check_every=check_every)
     elif has_classes:
         rate = 1e-3 if n < 1500 else 2e-3
-        plan = Plan(min(600 if n < 500 else 400, 2 * n + 200), 64 if n < 500 else 128, rate, n_draws=(5, 5), patience=6)
+        plan = Plan(
+            min(600 if n < 500 else 400, 2 * n + 200), 64 if n < 2000 else 128, rate, n_draws=(5, 5), patience=6
+        )
     elif n < 2000:
         plan = Plan(min(700 if n < 500 else 400, 2 * n + 200), 64, 3e-3, n_draws=(5, 10), patience=patience)
     else:

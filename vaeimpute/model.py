@@ -208,7 +208,7 @@ class JointVAE(MaskedVAE):
             inverse = torch.linalg.solve_triangular(chol, eye, upper=False)
             inputs = torch.cat([torch.where(o, x, 0).expand_as(filled), filled, o.to(x.dtype).expand_as(filled), m], -1)
         shift, log_scale = self.encoder_head(self.encoder(inputs)).unsqueeze(1).chunk(2, -1)
-        return _Proposal(m.unsqueeze(1), chol, inverse, shift, log_scale)
+        return _Proposal(m.unsqueeze(1), chol, inverse, shift, log_scale.clamp(-5, 2))  # beyond, weights overflow
 
 
 class ConditionalVAE(MaskedVAE):

@@ -224,7 +224,7 @@ def calibrate(ensemble: Ensemble, values: Tensor, observed: Tensor, seed: int) -
     rng = np.random.default_rng(seed)
     rows = torch.as_tensor(rng.permutation(len(values))[:_CALIBRATION_ROWS], device=values.device)
     values, observed = values[rows].to(ensemble.share), observed[rows]
-    few = slice(0, max(20, min(_SURPRISE_ROWS, 20_000 // values.shape[1])))
+    few = slice(0, max(20, min(_SURPRISE_ROWS, 4_000 // values.shape[1])))
     log_density = inference.cell_log_density(ensemble, values[few], observed[few])
     surprise = column_surprise(log_density.double().cpu().numpy(), observed[few].cpu().numpy())
     rate = rng.uniform(0, 0.8, (len(rows), 1)) * (rng.random((len(rows), 1)) < 0.75)
