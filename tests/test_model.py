@@ -290,6 +290,14 @@ def test_patience_ends_the_training(trial):
     assert [record["step"] for record in fit.history] == [0, 10, 20]
 
 
+def test_a_budget_spent_between_two_looks_ends_the_training(trial):
+    model, values, observed, held_out, noise = trial
+    clock = Clock(0.2)
+    fit = fit_model(model, values, observed, held_out, noise, [Plan(10**6, 8, 1e-3, check_every=10**6)], clock=clock)
+    assert [record["step"] == 0 for record in fit.history] == [True, False]
+    assert fit.history[-1]["step"] < 1000
+
+
 def test_the_error_is_that_of_the_answers(trial):
     model, values, observed, held_out, noise = trial
     seen = observed & ~held_out

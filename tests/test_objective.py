@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Independent, Normal, kl_divergence
 
@@ -26,6 +26,7 @@ def some_log_w(values):
 
 
 @given(st.lists(numbers, min_size=1, max_size=8))
+@settings(deadline=None)
 def test_elbo_lies_below_iwae_and_both_inside_the_weights(values):
     log_w = some_log_w(values)
     elbo, iwae = objective.elbo(log_w).item(), objective.iwae(log_w).item()
@@ -33,6 +34,7 @@ def test_elbo_lies_below_iwae_and_both_inside_the_weights(values):
 
 
 @given(st.lists(numbers, min_size=2, max_size=8))
+@settings(deadline=None)
 def test_more_draws_tighten_the_bound(values):
     """The mean over all subsets of K - 1 draws lies below the bound of the K draws (Burda et al. 2016, theorem 1)."""
     subsets = [objective.iwae(some_log_w(values[:i] + values[i + 1 :])).item() for i in range(len(values))]
@@ -40,6 +42,7 @@ def test_more_draws_tighten_the_bound(values):
 
 
 @given(numbers, st.integers(1, 9))
+@settings(deadline=None)
 def test_equal_weights_give_their_value(value, n_draws):
     log_w = torch.full((2, n_draws, 3), value, dtype=F64)
     for bound in (objective.elbo, objective.iwae):
@@ -77,6 +80,7 @@ def test_kl_is_torchs():
 
 
 @given(st.lists(st.floats(-5, 5), min_size=4, max_size=4))
+@settings(deadline=None)
 def test_kl_is_not_negative(parameters):
     mean_q, log_q, mean_p, log_p = torch.tensor(parameters, dtype=F64).view(4, 1)
     assert objective.kl_normal(mean_q, log_q, mean_p, log_p) >= -1e-9

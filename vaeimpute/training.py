@@ -187,8 +187,8 @@ def fit_model(
             for begin in range(0, plan.steps, plan.check_every):
                 if clock.over(share):
                     break
-                step = min(begin + plan.check_every, plan.steps)
-                loop.run(values, seen, range(begin, step), folds)
+                steps = range(begin, min(begin + plan.check_every, plan.steps))
+                step = loop.run(values, seen, steps, folds, lambda: clock.over(share))
                 with loop.averaged():
                     now = (*check(done + step), step, _copies(stage.parameters))
                 on_check(history[-1])
@@ -220,7 +220,7 @@ def refit_model(
         for step in range(0, steps, plan.check_every):
             if clock.over():
                 break
-            loop.run(values, cells, range(step, min(step + plan.check_every, steps)), folds)
+            loop.run(values, cells, range(step, min(step + plan.check_every, steps)), folds, clock.over)
     except KeyboardInterrupt:
         clock.interrupted = True
     _restore(stage.parameters, loop.average)
@@ -257,8 +257,11 @@ class _Loop:
         yield
         _restore(self.stage.parameters, current)
 
-    def run(self, values: Tensor, cells: Tensor, steps: range, folds: Folds | None) -> None:
-        """Take some optimiser steps; `cells` (M, n, D) is what each member may see."""
+    def run(self, values: Tensor, cells: Tensor, steps: range, folds: Folds | None, over: Callable[[], bool]) -> int:
+        """Take optimiser steps, at least one, until the last or until it is `over`; return how many are taken by now.
+
+        `cells` (M, n, D) is what each member may see.
+        """
         self.model.train()
         plan, parameters = self.plan, self.stage.parameters
         n_members, n = cells.shape[:2]
@@ -275,6 +278,9 @@ class _Loop:
             torch.nn.utils.clip_grad_norm_(parameters, n_members**0.5)
             self.optimizer.step()
             self.update_average(self.average, parameters, step)
+            if over():
+                return step + 1
+        return steps.stop
 
 
 def _batch(
