@@ -18,6 +18,7 @@ from vaeimpute.inference import Ensemble, Reading, draw_per_member, latent_noise
 from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, is_discrete
 from vaeimpute.linear import FLOORS, Linear, choose_linear, fit_linear
 from vaeimpute.model import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
+from vaeimpute.neighbours import HEADS
 from vaeimpute.training import Clock, Fit, Folds, Plan, fit_model, refit_model
 
 # Kind of a column -> family in the joint and in the conditional reading. A number with few distinct values becomes
@@ -203,7 +204,7 @@ def _spread(
 
     One for levels and classes, whose draws must stay what they are.
     """
-    n_rows = max(100, min(600, 10_000 // values.shape[1]))  # wide tables have many cells in a row
+    n_rows = max(100, min(1000, 10_000 // values.shape[1]))  # wide tables have many cells in a row
     rows = held_out.any(-1).any(0).nonzero().squeeze(-1)[:n_rows]
     spread = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
     if len(rows) == 0:
@@ -242,40 +243,48 @@ def _config(kind: type[MaskedVAE], table: Table, rank: int, level: float) -> Mod
         dropout = 0.3 if any(table.n_levels) else 0.1 if n < 2000 else 0.0
         return ModelConfig(_n_members(n), rank, 96, 2, dropout, log_scale_floor)
     dropout = 0.3 if n < 500 else 0.2 if n < 2000 else 0.1
-    n_bins, n_bank = 10 if n < 500 else 16, min(n, _BANK_ROWS) if n >= MIN_ROWS else 0
+    n_bins = 10 if n < 500 else 16
+    n_features = sum(max(1, n_levels) for n_levels in table.n_levels)
+    n_bank = min(n, _BANK_ROWS, max(512, 32 * _BANK_ROWS // n_features)) if n >= MIN_ROWS else 0
     return ModelConfig(_n_members(n), rank, 128, 2, dropout, log_scale_floor, n_bins, n_bank)
 
 
 def _plans(model: MaskedVAE, table: Table) -> list[Plan]:
     """How each stage of a reading is trained."""
-    n = len(table.values)
+    if len(table.values) < MIN_ROWS:
+        return [Plan(steps=0, batch_size=1, learning_rate=1.0)] * len(model.stages())
     networks = _network_plan(model, table)
-    if isinstance(model, JointVAE):
-        return [networks]
-    # Few parameters and a look at every training row: many steps with few rows each.
-    batch_size, check_every = (64, 50) if n < 2000 else (32, 100)
-    smoother = Plan(300, batch_size, 0.1, patience=3, check_every=check_every) if n >= MIN_ROWS else networks
-    return [smoother, networks]
+    return [networks] if isinstance(model, JointVAE) else [_smoother_plan(model, table), networks]
+
+
+def _smoother_plan(model: MaskedVAE, table: Table) -> Plan:
+    """Few parameters and a look at every training row: many steps with few rows each."""
+    batch_size, check_every = (64, 50) if len(table.values) < 2000 else (32, 100)
+    # Scores of 3 F terms and sums of 4 F values per row, head and voter; a third as fast as a plain product.
+    pairs = model.config.n_members * batch_size * len(HEADS) * model.config.n_bank
+    steps = _affordable(300, 20 * pairs * 7 * model.likelihoods.n_features)
+    return Plan(steps, batch_size, 0.1, patience=3, check_every=check_every)
 
 
 def _network_plan(model: MaskedVAE, table: Table) -> Plan:
     n, has_classes = len(table.values), any(table.n_levels)
-    if n < MIN_ROWS:
-        return Plan(steps=0, batch_size=1, learning_rate=1.0)
     patience = 5 if n < 500 else 8
     if isinstance(model, ConditionalVAE):
         refit, check_every = (0.2, 50) if n < 2000 else (0.1, 100)
         plan = Plan(200, 128, 2e-3, patience=2, refit=refit, check_every=check_every)
     elif has_classes:
         rate = 1e-3 if n < 1500 else 2e-3
-        plan = Plan(
-            min(600 if n < 500 else 400, 2 * n + 200), 64 if n < 2000 else 128, rate, n_draws=(5, 5), patience=6
-        )
+        most, batch_size = 600 if n < 500 else 400, 64 if n < 2000 else 128
+        plan = Plan(min(most, 2 * n + 200), batch_size, rate, n_draws=(5, 5), patience=6)
     elif n < 2000:
         plan = Plan(min(700 if n < 500 else 400, 2 * n + 200), 64, 3e-3, n_draws=(5, 10), patience=patience)
     else:
         plan = Plan(400, 256, 4e-3, n_draws=(4, 4), patience=6, refit=0.1)
-    # Wide tables get fewer steps: a step costs six operations per weight, row and draw.
     weights = sum(p.numel() for p in model.parameters())
-    steps = int(_COST / (6 * weights * plan.batch_size * plan.n_draws[1]))
-    return replace(plan, steps=min(plan.steps, max(100, steps)))
+    steps = _affordable(plan.steps, 6 * weights * plan.batch_size * plan.n_draws[1])
+    return replace(plan, steps=steps)
+
+
+def _affordable(steps: int, operations: int) -> int:
+    """Wide tables get fewer steps; `operations` are those of one."""
+    return min(steps, max(100, int(_COST / operations)))
