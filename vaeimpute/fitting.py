@@ -216,7 +216,9 @@ def _spread(
     pick = torch.rand(n_draws, 1, len(rows), 1, device=values.device) < share
     drawn = torch.where(pick, a, b)
     center = drawn.mean(0)
-    half_width = (drawn - center).abs().quantile(level, 0).clamp(min=1e-6)
+    # The order statistic that a further draw exceeds with the right probability (Weibull's plotting position).
+    position = (level * (n_draws + 1) - 1) / (n_draws - 1)
+    half_width = (drawn - center).abs().quantile(position, 0).clamp(min=1e-6)
     ratio = (x - center).abs() / half_width
     asked = asked & continuous
     if not asked.any():

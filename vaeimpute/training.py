@@ -136,7 +136,7 @@ def fit_model(
 ) -> Fit:
     """Train all members of `model` in place, stage by stage, with early stopping on their held-out cells.
 
-    A stage that gains nothing is taken back, so that the result is never worse than the linear backbone on these cells.
+    A stage that gains nothing is taken back, so that the result is never worse than the start on these cells.
 
     Parameters
     ----------
