@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.pictures import CASE, by_case, draw_pictures, most_finished
-from benchmarks.run import KEY, RESULTS, read_lines
+from benchmarks.run import KEY, RESULTS, TASKS, read_lines
 from benchmarks.scores import METRICS
 from benchmarks.speed import speed_tables
 
@@ -48,7 +48,7 @@ def read_results(files: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     A later line replaces an earlier one, a result an error, and a line with draws one without. A result on other holes
     than most of its case's (another version of the table or of NumPy) counts as failed.
     """
-    lines = [line for file in files for line in read_lines(file) if line["task"] != "speed"]
+    lines = [line for file in files for line in read_lines(file) if line.get("task") in TASKS]
     lines.sort(key=lambda line: "error" not in line)
     if not lines:
         return pd.DataFrame(), pd.DataFrame()
@@ -219,7 +219,7 @@ def coverage(results: pd.DataFrame) -> str:
 
 def speed(files: list[Path]) -> str:
     """The tables of the speed runs among the lines."""
-    lines = [line for file in files for line in read_lines(file) if line["task"] == "speed"]
+    lines = [line for file in files for line in read_lines(file) if line.get("task") == "speed"]
     return "\n".join(f"### {title}\n\n{markdown(grid, default='.3g')}" for title, grid in speed_tables(lines).items())
 
 

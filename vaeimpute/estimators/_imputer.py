@@ -28,9 +28,10 @@ _MEDIAN_DRAWS = 101
 class VAEImputer(TransformerMixin, BaseVAE):
     """Fill the holes of a mixed-type table with a masked variational autoencoder.
 
-    A linear VAE, solved exactly on the observed cells, is the start; two networks then learn what is not linear, one
-    that sends every row through a latent (the joint reading), one that also sees the kept cells directly (the
-    conditional reading). Each column's answer is their average, weighted by how well each did on held-out cells.
+    A linear VAE, solved exactly on the observed cells, is the start; two models then learn what is not linear, one
+    that sends every row through a latent (the joint reading), one that also sees the kept cells directly, and the
+    training rows that are most like them (the conditional reading). Each column's answer is their average, weighted by
+    how well each did on held-out cells.
 
     Parameters
     ----------
