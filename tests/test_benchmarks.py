@@ -501,7 +501,8 @@ def test_report_writes_between_the_markers_only(toy, tmp_path):
 def test_the_report_passes_over_lines_of_other_benchmarks(tmp_path):
     (tmp_path / "anomaly.jsonl").write_text('{"set": "breast_cancer", "auroc": 0.9}\n{"task": "speed", "rows": 10}\n')
     results, failures = report.read_results([tmp_path / "anomaly.jsonl"])
-    assert results.empty and failures.empty
+    assert results.empty
+    assert failures.empty
 
 
 def test_report_without_results(tmp_path):

@@ -141,14 +141,14 @@ def log_evidence(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def cell_log_density(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
+def cell_log_density(ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int | None = None) -> Tensor:
     """``log p(x_j | the other observed cells)``, (n, D), of the joint reading; zero where the cell is not observed.
 
     Each cell is hidden in turn and the row encoded again: a pass that saw the cell would excuse it.
     """
     out = torch.zeros_like(values)
     model = ensemble.joint
-    noise = latent_noise(model)
+    noise = latent_noise(model, n_draws)
     for column in range(values.shape[1]):
         rest = observed.clone()
         rest[:, column] = False
