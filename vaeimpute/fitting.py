@@ -8,18 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Generic, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from vaeimpute.columns import ColumnLikelihoods
-from vaeimpute.inference import Ensemble, Reading, draw_per_member, latent_noise
+from vaeimpute.inference import Ensemble, draw_per_member, latent_noise
 from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, is_discrete
 from vaeimpute.linear import FLOORS, Linear, choose_linear, fit_linear
 from vaeimpute.model import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
 from vaeimpute.neighbours import HEADS
-from vaeimpute.training import Clock, Fit, Folds, Plan, fit_model, refit_model
+from vaeimpute.training import Check, Clock, Fit, Folds, Plan, fit_model, refit_model
 
 # Kind of a column -> family in the joint and in the conditional reading. A number with few distinct values becomes
 # "levels" in both. (Kinds are strings: the model knows no tables.)
@@ -34,8 +34,10 @@ FAMILIES = {
 }
 HELD_OUT = 0.1  # share of the observed cells that each member is asked for
 N_FOLDS = 4
+R = TypeVar("R", bound=MaskedVAE)
 MIN_ROWS = 40  # below, the linear model alone answers
 _BANK_ROWS = 8192  # training rows that vote on a cell
+_CHECK_ROWS = 1000  # of the rows with held-out cells, so that a look stays cheap
 _EM_ROWS = 20_000  # a linear model does not improve with more
 _COST = 6e11  # floating-point operations of one training: ten to twenty seconds on a laptop's core
 
@@ -99,10 +101,10 @@ def fit_table(
         return _fit(table, dtype, clock, on_check)
 
 
-class _Trained(NamedTuple, Generic[Reading]):
+class _Trained(NamedTuple, Generic[R]):
     """A reading after its training with held-out cells, and what its refit on all cells needs."""
 
-    model: Reading
+    model: R
     fit: Fit
     plan: Plan
     folds: Folds | None
@@ -111,10 +113,11 @@ class _Trained(NamedTuple, Generic[Reading]):
 def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> tuple[Ensemble, list[dict], bool]:
     values, observed = table.values.to(dtype), table.observed
     held_out = observed & (torch.rand(_n_members(len(values)), *observed.shape, device=values.device) < HELD_OUT)
+    seen = observed & ~held_out
     specs = cell_specs(table)
     start = _LinearStart(table, specs[0], held_out)
 
-    def train(kind: type[Reading], name: str, specs: list[CellSpec], share: float) -> _Trained[Reading]:
+    def train(kind: type[R], name: str, specs: list[CellSpec], share: float) -> _Trained[R]:
         features = ColumnLikelihoods(specs).to(values.device, torch.float64)
         linear, folds = start.fit(features, dtype, with_folds=kind is ConditionalVAE)
         model = kind(_config(kind, table, start.rank, start.level), specs).to(values.device, dtype)
@@ -125,10 +128,12 @@ def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> 
         def report(record: dict) -> None:
             on_check(name, record, n_steps)
 
+        # Only rows with something to ask, and no more than it takes to see a difference.
+        rows = held_out.any(-1).any(0).nonzero().squeeze(-1)
+        rows = rows[torch.randperm(len(rows), device=rows.device)[:_CHECK_ROWS]]
         noise = latent_noise(model, 16 if kind is JointVAE else 4)
-        fit = fit_model(
-            model, values, observed, held_out, noise, plans, folds=folds, clock=clock, share=share, on_check=report
-        )
+        check = Check(values[rows], seen[:, rows], held_out[:, rows], noise)
+        fit = fit_model(model, values, seen, check, plans, folds=folds, clock=clock, share=share, on_check=report)
         return _Trained(model, fit, plans[-1], folds)
 
     joint = train(JointVAE, "joint", specs[0], share=0.45)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from vaeimpute import objective
-from vaeimpute.likelihoods import CellSpec
-from vaeimpute.model import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
+from vaeimpute.images.model import ConditionalImageVAE, JointImageVAE
+from vaeimpute.model import ConditionalVAE, JointVAE
+from vaeimpute.reading import Reading
 
-Reading = TypeVar("Reading", bound=MaskedVAE)
 _CELLS = 2**21  # parameters held at once: what stays near the processor is twice as fast
-N_DRAWS = {JointVAE: 64, ConditionalVAE: 8}
+READINGS = {kind.__name__: kind for kind in (JointVAE, ConditionalVAE, JointImageVAE, ConditionalImageVAE)}
 
 
 class Ensemble(NamedTuple):
@@ -26,34 +25,34 @@ class Ensemble(NamedTuple):
 
     Attributes
     ----------
-    joint : JointVAE
-    conditional : ConditionalVAE
+    joint : JointVAE or JointImageVAE
+    conditional : ConditionalVAE or ConditionalImageVAE
     share : Tensor of shape (D,)
         Share of the joint reading in each column's answer; the conditional one has the rest.
     spread : Tensor of shape (D,)
         Factor that brings the spread of drawn numbers to what held-out cells showed.
     """
 
-    joint: JointVAE
-    conditional: ConditionalVAE
+    joint: JointVAE | JointImageVAE
+    conditional: ConditionalVAE | ConditionalImageVAE
     share: Tensor
     spread: Tensor
 
     @property
-    def readings(self) -> tuple[MaskedVAE, MaskedVAE]:
+    def readings(self) -> tuple[Reading, Reading]:
         """Both readings, the joint one first."""
         return self.joint, self.conditional
 
 
-def latent_noise(model: MaskedVAE, n_draws: int | None = None) -> Tensor:
+def latent_noise(model: Reading, n_draws: int | None = None) -> Tensor:
     """Quasi-random standard normal noise (K, L), the same for every row and every call.
 
     So a row's answer does not depend on its batch, and the same table always gets the same answer.
     """
-    n_draws = n_draws or N_DRAWS[type(model)]
+    n_draws = n_draws or model.n_draws
     uniform = SobolEngine(model.n_latent, scramble=True, seed=0).draw(n_draws, dtype=torch.float64)
     noise = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
-    return noise.to(model.W)
+    return noise.to(model.weights)
 
 
 @torch.no_grad()
@@ -110,14 +109,14 @@ def draw(ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int) -> 
     return torch.where(observed, values, spread)
 
 
-def draw_per_member(model: MaskedVAE, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
+def draw_per_member(model: Reading, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
     """Draws of every cell by every member from what it is given, (M, n, D) to (n_draws, M, n, D)."""
     with torch.no_grad():
         chunks = _chunks(model, values.shape[1], max(len(latent_noise(model)), n_draws))
         return torch.cat([_draw_chunk(model, values[:, rows], observed[:, rows], n_draws) for rows in chunks], 2)
 
 
-def _draw_chunk(model: MaskedVAE, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
+def _draw_chunk(model: Reading, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
     params, log_w = model.draws(values, observed, latent_noise(model))
     weights = torch.softmax(log_w, 1).transpose(1, 2).flatten(0, 1)  # (M * B, K)
     index = torch.multinomial(weights, n_draws, replacement=True).unflatten(0, (-1, values.shape[1]))  # (M, B, S)
@@ -174,7 +173,7 @@ def decode(ensemble: Ensemble, z: Tensor) -> Tensor:
     """Expected cells (n, D) given latents (n, L) of the first member of the joint reading."""
     model = ensemble.joint
     likelihoods = model.likelihoods
-    params = model.decode(z.expand(model.config.n_members, 1, -1, -1))[0, 0]
+    params = model.decode(z.expand(model.n_members, 1, -1, -1))[0, 0]
     return likelihoods.points(likelihoods.answers(params))
 
 
@@ -182,23 +181,23 @@ def decode(ensemble: Ensemble, z: Tensor) -> Tensor:
 def sample(ensemble: Ensemble, n_samples: int) -> Tensor:
     """Rows (n_samples, D) from the prior of the joint reading, from PyTorch's global generator."""
     model = ensemble.joint
-    M = model.config.n_members
+    M = model.n_members
     parts = []
     for rows in _chunks(model, n_samples, 1):
         size = len(range(*rows.indices(n_samples)))
-        z = torch.randn(M, 1, size, model.n_latent).to(model.W)
+        z = torch.randn(M, 1, size, model.n_latent).to(model.weights)
         cells = model.likelihoods.sample(model.decode(z)).squeeze(1)  # (M, B, D)
         member = torch.randint(M, (1, size, 1), device=cells.device)
         parts.append(cells.take_along_dim(member, 0).squeeze(0))
     return torch.cat(parts)
 
 
-def _for_members(model: MaskedVAE, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+def _for_members(model: Reading, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
     """The same rows for all members, (1, n, D)."""
     return values.unsqueeze(0), observed.unsqueeze(0)
 
 
-def _chunks(model: MaskedVAE, n_rows: int, n_draws: int) -> Iterator[slice]:
+def _chunks(model: Reading, n_rows: int, n_draws: int) -> Iterator[slice]:
     """Slices of the rows, so that no more than `_CELLS` parameters are held at once."""
     size = max(1, _CELLS // model.cells_per_row(n_draws))
     return (slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size))
@@ -210,7 +209,7 @@ def to_state(ensemble: Ensemble) -> tuple[dict[str, np.ndarray], dict]:
     header = {}
     for name, model in zip(("joint", "conditional"), ensemble.readings, strict=True):
         tensors |= {f"{name}.{key}": value for key, value in model.state_dict().items()}
-        header[name] = {"config": asdict(model.config), "specs": [asdict(spec) for spec in model.likelihoods.specs]}
+        header[name] = {"class": type(model).__name__, **model.header()}
     return {key: value.detach().cpu().numpy() for key, value in tensors.items()}, header
 
 
@@ -218,14 +217,10 @@ def from_state(tensors: Mapping[str, np.ndarray], header: Mapping, device: torch
     """The inverse of `to_state`, on any device."""
     arrays = {key: torch.tensor(value, device=device) for key, value in tensors.items()}
 
-    def restored(kind: type[Reading], name: str) -> Reading:
-        specs = [
-            CellSpec(spec["family"], tuple(spec["points"]), tuple(spec["edges"])) for spec in header[name]["specs"]
-        ]
-        model = kind(ModelConfig(**header[name]["config"]), specs).to(device, arrays["share"].dtype)
+    def restored(name: str) -> Any:
+        model = READINGS[header[name]["class"]].from_header(header[name]).to(device, arrays["share"].dtype)
         prefix = f"{name}."
         model.load_state_dict({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
         return model.eval()
 
-    joint, conditional = restored(JointVAE, "joint"), restored(ConditionalVAE, "conditional")
-    return Ensemble(joint, conditional, arrays["share"], arrays["spread"])
+    return Ensemble(restored("joint"), restored("conditional"), arrays["share"], arrays["spread"])

@@ -1,16 +1,16 @@
 """The masked VAE in its two readings: the only join of linear backbone, networks and likelihoods.
 
 Both readings start as the exact linear VAE and hold networks that learn what is not linear (last layers are zero at
-the start). Both answer with the same two tensors, parameters of every cell under K draws and a log-weight per draw.
+the start).
 
 Shape letters: M members, K draws, B rows, D columns, F features, L latent, P parameters.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from vaeimpute.likelihoods import CellSpec
 from vaeimpute.linear import Conditional, Linear, conditional, posterior
 from vaeimpute.neighbours import HEADS, Neighbours, Votes
 from vaeimpute.networks import ResidualMLP, StackedLinear
+from vaeimpute.reading import Reading, Stage
 
 _BANK_CHUNK = 512  # rows whose holes are filled at once: they take rank * features numbers each
 
@@ -40,14 +41,7 @@ class ModelConfig:
     n_bank: int = 0
 
 
-class Stage(NamedTuple):
-    """A part of the training: the parameters that learn, and the loss that teaches them."""
-
-    parameters: list[nn.Parameter]
-    loss: Callable[..., Tensor]
-
-
-class MaskedVAE(nn.Module, ABC):
+class MaskedVAE(Reading):
     """A stack of M masked VAEs over the columns of one table.
 
     Parameters
@@ -60,17 +54,20 @@ class MaskedVAE(nn.Module, ABC):
     W: Tensor  # (M, F, L)
     b: Tensor  # (M, F)
     psi: Tensor  # (M, F)
+    likelihoods: ColumnLikelihoods
 
     def __init__(self, config: ModelConfig, specs: Sequence[CellSpec]) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.n_members = config, config.n_members
         self.likelihoods = ColumnLikelihoods(specs, config.log_scale_floor)
         M, F = config.n_members, self.likelihoods.n_features
         self.register_buffer("W", torch.zeros(M, F, config.rank))
         self.register_buffer("b", torch.zeros(M, F))
         self.register_buffer("psi", torch.ones(M, F))
 
-    n_latent: int  # number of latent dimensions L
+    @property
+    def weights(self) -> Tensor:
+        return self.W
 
     @property
     def linear(self) -> Linear:
@@ -83,13 +80,6 @@ class MaskedVAE(nn.Module, ABC):
         for name, value in zip(("W", "b", "psi"), linear, strict=True):
             getattr(self, name).copy_(value)
 
-    def remember(self, observed: Tensor) -> None:
-        """Take what each member (M, n, D), or all of them (1, n, D), may know of the training table."""
-
-    def stages(self) -> list[Stage]:
-        """What is trained, one after the other."""
-        return [Stage(list(self.parameters()), self.loss)]
-
     @abstractmethod
     def loss(
         self, values: Tensor, observed: Tensor, n_draws: int, linear: Linear | None = None, rows: Tensor | None = None
@@ -100,19 +90,13 @@ class MaskedVAE(nn.Module, ABC):
         numbers in the training table.
         """
 
-    def cells_per_row(self, n_draws: int) -> int:
-        """Numbers held at once for each row asked."""
-        return self.config.n_members * n_draws * self.likelihoods.n_params
+    def header(self) -> dict:
+        return {"config": asdict(self.config), "specs": [asdict(spec) for spec in self.likelihoods.specs]}
 
-    @abstractmethod
-    def draws(self, values: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Parameters (M, K, B, P) of every cell and log-weights (M, K, B) under the latent noise (K, L)."""
-
-    def answers(self, values: Tensor, observed: Tensor, noise: Tensor) -> Tensor:
-        """Importance-weighted expected numbers and class probabilities of every cell, (M, B, A)."""
-        params, log_w = self.draws(values, observed, noise)
-        w = torch.softmax(log_w, 1).unsqueeze(-1)
-        return (w * self.likelihoods.answers(params)).sum(1)
+    @classmethod
+    def from_header(cls, header: Mapping) -> MaskedVAE:
+        specs = [CellSpec(s["family"], tuple(s["points"]), tuple(s["edges"])) for s in header["specs"]]
+        return cls(ModelConfig(**header["config"]), specs)
 
     def _inputs(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Features and which of them are observed, (M, B, F)."""
@@ -146,6 +130,8 @@ class JointVAE(MaskedVAE):
     Posterior ``z = m + L'^-1 u``, ``u = exp(s) eps + delta`` around the exact linear posterior ``N(m, (L L')^-1)``;
     decoder ``W z + b`` plus a residual network. It gives likelihoods, scores and samples.
     """
+
+    n_draws = 64
 
     def __init__(self, config: ModelConfig, specs: Sequence[CellSpec]) -> None:
         super().__init__(config, specs)
@@ -222,6 +208,7 @@ class ConditionalVAE(MaskedVAE):
     """
 
     n_latent = 8  # what hidden cells share beyond the kept ones
+    n_draws = 8
     hide_all = 0.1  # share of rows that keep nothing: on these the bound is the masked ELBO
     max_hidden = 0.7
     voters = 2048  # rows of the bank that are asked in a step of the networks

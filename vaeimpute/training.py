@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vaeimpute.linear import Linear
-from vaeimpute.model import MaskedVAE, Stage
+from vaeimpute.reading import Reading, Stage
 
-_CHECK_ROWS = 1000  # of the rows with held-out cells, so that a look stays cheap
 _MIN_GAIN = 0.005  # a network must lower the held-out error by this share of the start's
 
 
@@ -61,16 +60,27 @@ class Folds(NamedTuple):
     linears: list[Linear]
 
 
-def held_out_error(model: MaskedVAE, values: Tensor, seen: Tensor, held_out: Tensor, noise: Tensor) -> Tensor:
-    """Squared error of the answers on held-out cells, summed per column: (M, D).
+class Check(NamedTuple):
+    """Cells kept from the training, and what is known when they are asked for.
 
-    Parameters
+    Attributes
     ----------
     values : Tensor of shape (n, D)
-    seen, held_out : Tensor of shape (M, n, D)
+    seen, asked : Tensor of shape (M, n, D)
         What each member is given, and what it is asked for.
     noise : Tensor of shape (K, L)
+        Latent noise of the answers.
     """
+
+    values: Tensor
+    seen: Tensor
+    asked: Tensor
+    noise: Tensor
+
+
+def held_out_error(model: Reading, check: Check) -> Tensor:
+    """Squared error of the answers on held-out cells, summed per column: (M, D)."""
+    values, seen, asked, noise = check
     M, n, D = seen.shape
     total = values.new_zeros(M, D)
     chunk = max(1, 2**22 // model.cells_per_row(len(noise)))
@@ -78,8 +88,8 @@ def held_out_error(model: MaskedVAE, values: Tensor, seen: Tensor, held_out: Ten
         rows = slice(start, start + chunk)
         x = values[rows].expand(M, -1, -1)
         miss = model.answers(x, seen[:, rows], noise) - model.likelihoods.targets(x)
-        asked = held_out[:, rows].index_select(-1, model.likelihoods.answer_columns)
-        total.index_add_(-1, model.likelihoods.answer_columns, torch.where(asked, miss, 0).square().sum(1))
+        counts = asked[:, rows].index_select(-1, model.likelihoods.answer_columns)
+        total.index_add_(-1, model.likelihoods.answer_columns, torch.where(counts, miss, 0).square().sum(1))
     return total
 
 
@@ -122,11 +132,10 @@ class Fit(NamedTuple):
 
 
 def fit_model(
-    model: MaskedVAE,
+    model: Reading,
     values: Tensor,
-    observed: Tensor,
-    held_out: Tensor,
-    noise: Tensor,
+    seen: Tensor,
+    check: Check,
     plans: Sequence[Plan],
     *,
     folds: Folds | None = None,
@@ -140,14 +149,13 @@ def fit_model(
 
     Parameters
     ----------
-    model : MaskedVAE
+    model : Reading
         Started on its linear backbone.
-    values, observed : Tensor of shape (n, D)
-        The table.
-    held_out : Tensor of shape (M, n, D)
-        Cells that each member does not see.
-    noise : Tensor of shape (K, L)
-        Latent noise for the checks.
+    values : Tensor of shape (n, D)
+    seen : Tensor of shape (M, n, D)
+        What each member may see.
+    check : Check
+        What decides when to stop, and whether a stage is kept.
     plans : sequence of Plan
         One for each of the model's stages.
     folds : Folds, optional
@@ -157,26 +165,21 @@ def fit_model(
     on_check : callable
         Receives each record of the history.
     """
-    seen = observed & ~held_out
-    # Only rows with something to ask, and no more than it takes to see a difference.
-    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)
-    rows = rows[torch.randperm(len(rows), device=rows.device)[:_CHECK_ROWS]]
-    asked = held_out[:, rows]
-    n_asked = max(int(asked.sum()), 1)
+    n_asked = max(int(check.asked.sum()), 1)
     model.remember(seen)
     history: list[dict] = []
 
-    def check(step: int) -> tuple[float, Tensor]:
+    def look(step: int) -> tuple[float, Tensor]:
         """Error per column, and relative to the start, averaged over columns: outlying cells must not decide alone."""
         with torch.no_grad():
-            errors = held_out_error(model.eval(), values[rows], seen[:, rows], asked, noise)
+            errors = held_out_error(model.eval(), check)
         ratio = errors.sum(0) / first.clamp(min=1e-12) if history else torch.ones_like(errors[0])
         relative = ratio[first > 0].mean().item() if history and (first > 0).any() else 1.0
         pooled = errors.sum().item() / n_asked
         history.append({"step": step, "error": pooled, "relative_error": relative, "seconds": clock.seconds()})
         return relative, errors
 
-    relative, errors = check(0)
+    relative, errors = look(0)
     first = errors.sum(0)
     kept_steps, done = 0, 0
     for stage, plan in zip(model.stages(), plans, strict=True):
@@ -190,7 +193,7 @@ def fit_model(
                 steps = range(begin, min(begin + plan.check_every, plan.steps))
                 step = loop.run(values, seen, steps, folds, lambda: clock.over(share))
                 with loop.averaged():
-                    now = (*check(done + step), step, _copies(stage.parameters))
+                    now = (*look(done + step), step, _copies(stage.parameters))
                 on_check(history[-1])
                 if now[0] < best[0]:
                     best = now
@@ -208,12 +211,12 @@ def fit_model(
 
 
 def refit_model(
-    model: MaskedVAE, values: Tensor, observed: Tensor, plan: Plan, steps: int, *, folds: Folds | None, clock: Clock
+    model: Reading, values: Tensor, observed: Tensor, plan: Plan, steps: int, *, folds: Folds | None, clock: Clock
 ) -> None:
     """Go on with the last stage from its best weights, at a fifth of the rate, with the held-out cells back."""
     model.remember(observed.unsqueeze(0))
     plan = replace(plan, steps=max(steps, 1), learning_rate=0.2 * plan.learning_rate)
-    cells = observed.expand(model.config.n_members, -1, -1)
+    cells = observed.expand(model.n_members, -1, -1)
     stage = model.stages()[-1]
     loop = _Loop(model, stage, plan)
     try:
@@ -239,7 +242,7 @@ def _restore(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 class _Loop:
     """Optimiser and averaged weights of one stage of training."""
 
-    def __init__(self, model: MaskedVAE, stage: Stage, plan: Plan) -> None:
+    def __init__(self, model: Reading, stage: Stage, plan: Plan) -> None:
         self.model, self.stage, self.plan = model, stage, plan
         names = {id(p): name for name, p in model.named_parameters()}
         decayed = [p for p in stage.parameters if names[id(p)].endswith("weight")]

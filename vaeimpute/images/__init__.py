@@ -1,0 +1,1 @@
+"""Images: pixels as columns, convolutional networks, and otherwise the core that tables have."""

@@ -1,0 +1,218 @@
+"""Images in any of their layouts <-> ``values`` and ``observed``: one column per pixel and channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_UNITS = (1.0, 1 / 16, 1 / 255)  # of pixels that are levels: integers, or those divided by the largest
+_LOOK = 10_000_000  # pixels at a time, for arrays that need not fit in memory
+KINDS = ("boolean", "count", "numeric")
+
+
+def pixel_shape(image_shape: Any) -> tuple[int, int, int]:
+    """Height, width and channels from the estimators' parameter.
+
+    Examples
+    --------
+    >>> pixel_shape((28, 28))
+    (28, 28, 1)
+    >>> pixel_shape((28, 0))
+    Traceback (most recent call last):
+    ValueError: image_shape must be (height, width) or (height, width, channels), positive integers; got (28, 0).
+    """
+    shape = tuple(image_shape)
+    if len(shape) not in (2, 3) or not all(isinstance(s, int | np.integer) and s > 0 for s in shape):
+        raise ValueError(
+            f"image_shape must be (height, width) or (height, width, channels), positive integers; got {image_shape!r}."
+        )
+    height, width, channels = (*(int(s) for s in shape), 1)[:3]
+    return height, width, channels
+
+
+def as_rows(X: Any, shape: tuple[int, int, int]) -> NDArray:
+    """Images (n, H * W * C), (n, H, W) or (n, H, W, C) as rows (n, H * W * C), without a copy where that is possible.
+
+    Examples
+    --------
+    >>> as_rows(np.zeros((5, 8, 6)), (8, 6, 1)).shape
+    (5, 48)
+    >>> as_rows(np.zeros((5, 8, 6)), (8, 6, 3))
+    Traceback (most recent call last):
+    ValueError: X has shape (5, 8, 6), but images of 8 x 6 pixels with 3 channels have shape (n, 8, 6, 3) or (n, 144).
+    """
+    X = X if isinstance(X, np.memmap) else np.asarray(X)
+    height, width, channels = shape
+    layouts = [(height, width, channels), (height * width * channels,)]
+    if channels == 1:
+        layouts.insert(0, (height, width))
+    if X.shape[1:] not in layouts or X.ndim < 2:
+        wanted = " or ".join(f"(n, {', '.join(map(str, layout))})" for layout in layouts).replace(
+            " or ", ", ", channels == 1
+        )
+        raise ValueError(
+            f"X has shape {X.shape}, but images of {height} x {width} pixels with {channels} "
+            f"channel{'s' if channels > 1 else ''} have shape {wanted}."
+        )
+    return X.reshape(len(X), -1)
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """Turn images with holes into ``values`` and ``observed``, and back into the user's layout and dtype.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Height, width, channels.
+    layout : tuple of int
+        Shape of one image as the user has it.
+    dtype : str
+        The training dtype.
+    kind : {"boolean", "count", "numeric"}
+        Pixels of two values, of levels (8-bit), or real numbers.
+    offset, scale : float
+        ``pixel = offset + scale * value``: values lie in [0, 1], or are standardised if the pixels are real numbers.
+    low, high : float
+        Smallest and largest pixel seen: nothing that is filled in lies beyond.
+    n_levels : int
+        Levels of a pixel, less one.
+    missing_values : float or None
+        A pixel that also means "missing"; NaN always does.
+
+    Examples
+    --------
+    >>> X = np.array([[[0, 128], [255, 64]]], dtype=np.uint8)
+    >>> encoder = ImageEncoder.fit(X, (2, 2, 1))
+    >>> values, observed = encoder.encode(X)
+    >>> values.round(2)
+    array([[0.  , 0.5 , 1.  , 0.25]], dtype=float32)
+    >>> encoder.fill(X, np.ones((1, 4)), observed & [True, True, True, False])
+    array([[[  0, 128],
+            [255, 255]]], dtype=uint8)
+    """
+
+    shape: tuple[int, int, int]
+    layout: tuple[int, ...]
+    dtype: str
+    kind: str
+    offset: float
+    scale: float
+    low: float
+    high: float
+    n_levels: int
+    missing_values: float | None = None
+
+    @classmethod
+    def fit(
+        cls, X: NDArray, shape: tuple[int, int, int], *, kind: str | None = None, missing_values: Any = np.nan
+    ) -> ImageEncoder:
+        """Learn what the pixels are, in bounded memory.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, H * W * C), (n, H, W) or (n, H, W, C)
+        shape : tuple of int
+            Height, width, channels.
+        kind : str, optional
+            Overrules what the pixels look like.
+        missing_values : float, default=np.nan
+        """
+        missing = None if missing_values is None or missing_values != missing_values else float(missing_values)
+        rows = as_rows(X, shape)
+        _check_dtype(rows)
+        count, total, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
+        units, levels = dict.fromkeys(_UNITS, True), set()
+        step = max(1, _LOOK // rows.shape[1])
+        for start in range(0, len(rows), step):
+            pixels, observed = _opened(rows[start : start + step], missing, start, X.shape)
+            pixels = pixels[observed]
+            count, total, squares = count + pixels.size, total + pixels.sum(), squares + np.square(pixels).sum()
+            low, high = min(low, pixels.min(initial=np.inf)), max(high, pixels.max(initial=-np.inf))
+            levels |= set(np.unique(pixels)[:3].tolist()) if len(levels) < 3 else set()
+            for unit in [unit for unit, fits in units.items() if fits]:
+                in_units = pixels / unit
+                units[unit] = bool(np.all(np.abs(in_units - np.round(in_units)) < 1e-3))
+        if not count:
+            raise ValueError("X has no observed pixel in any image: there is nothing to learn from.")
+        unit = next((u for u, fits in units.items() if fits and low >= 0 and high / u <= 255), None)
+        if kind is None:
+            kind = "boolean" if len(levels) == 2 else "count" if unit is not None and high > low else "numeric"
+        if kind == "boolean" and len(levels) > 2:
+            raise ValueError("kinds='boolean' wants pixels of two values, but X has more.")
+        if kind == "count" and unit is None:
+            raise ValueError(
+                "kinds='count' wants pixels of at most 256 levels from zero up (or these divided by the largest), "
+                f"but X has other values between {low:g} and {high:g}."
+            )
+        n_levels = 1
+        if kind == "boolean":
+            offset, scale = low, max(high - low, 1e-12)
+        elif kind == "count":
+            top = round(high / unit)
+            n_levels = max(top, 1) if top <= 32 else 255
+            offset, scale = 0.0, n_levels * unit
+        else:
+            offset = total / count
+            scale = float(np.sqrt(max(squares / count - offset**2, 0.0))) or 1.0
+        plain = (float(offset), float(scale), float(low), float(high))
+        return cls(shape, X.shape[1:], str(rows.dtype), kind, *plain, n_levels, missing)
+
+    def encode(self, X: NDArray) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Values and which of them are observed, (n, D) each; 0 where not observed, never NaN."""
+        rows = as_rows(X, self.shape)
+        _check_dtype(rows)
+        pixels, observed = _opened(rows, self.missing_values, 0, X.shape)
+        values = np.where(observed, (pixels - self.offset) / self.scale, 0)
+        return values.astype(np.float32), observed
+
+    def fill(self, X: NDArray, values: NDArray, observed: NDArray[np.bool_]) -> NDArray:
+        """X with its hidden pixels decoded from ``values`` (n, D), in X's layout and dtype."""
+        rows = as_rows(X, self.shape).copy()
+        hidden = ~observed
+        rows[hidden] = self._decoded(values[hidden], rows.dtype)
+        return rows.reshape(X.shape)
+
+    def build(self, values: NDArray) -> NDArray:
+        """New images from ``values`` (n, D), in the training layout and dtype."""
+        return self._decoded(values, np.dtype(self.dtype)).reshape(len(values), *self.layout)
+
+    def log_jacobian(self, values: NDArray) -> NDArray:
+        """``log |d value / d pixel|`` of each pixel: zero where the likelihood is a probability."""
+        return np.full(values.shape, -np.log(self.scale) if self.kind == "numeric" else 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain Python values, ready for `json.dumps`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> ImageEncoder:
+        """The inverse of `to_json`."""
+        return cls(**{**state, "shape": tuple(state["shape"]), "layout": tuple(state["layout"])})
+
+    def _decoded(self, values: NDArray, dtype: np.dtype) -> NDArray:
+        if self.kind == "boolean":
+            pixels = np.where(np.asarray(values) > 0.5, self.high, self.low)
+        else:
+            pixels = np.clip(self.offset + self.scale * np.asarray(values, dtype=float), self.low, self.high)
+        return (np.round(pixels) if dtype.kind in "iub" else pixels).astype(dtype)
+
+
+def _check_dtype(rows: NDArray) -> None:
+    if rows.dtype.kind not in "biuf":
+        raise TypeError(f"Pixels must be numbers, but X has dtype {rows.dtype}.")
+
+
+def _opened(rows: NDArray, missing: float | None, first: int, shape: tuple[int, ...]) -> tuple[NDArray, NDArray]:
+    """Pixels as floats, and which of them are observed."""
+    pixels = rows.astype(float)
+    observed = ~np.isnan(pixels) if missing is None else ~np.isnan(pixels) & (pixels != missing)
+    if (wrong := np.isinf(pixels)).any():
+        i, j = np.argwhere(wrong)[0]
+        where = np.unravel_index(j, shape[1:]) if len(shape) > 2 else (j,)
+        raise ValueError(f"X holds infinity in image {first + i}, pixel {tuple(int(w) for w in where)}.")
+    return pixels, observed

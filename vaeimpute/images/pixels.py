@@ -1,0 +1,186 @@
+"""p(pixel | parameters): one class per family, and the product over all pixels, which answers as columns do."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vaeimpute import objective
+
+_COMPONENTS = 3
+_LOG_SCALE = (-7.0, 1.0)  # bounds; pixels go from 0 to 1, so a scale below a quarter of a level says nothing more
+_START = -2.0  # log-scale of a network that has learnt nothing
+
+
+class PixelFamily(ABC):
+    """The likelihood of one pixel; parameters have shape (..., n_params), pixels (...)."""
+
+    n_params: int
+
+    def __init__(self, n_levels: int) -> None:
+        self.n_levels = n_levels
+
+    @abstractmethod
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        """Log-likelihood of each pixel, in nats."""
+
+    @abstractmethod
+    def mean(self, params: Tensor) -> Tensor:
+        """Expected pixel."""
+
+    @abstractmethod
+    def entropy(self, params: Tensor) -> Tensor:
+        """How surprising the pixel is expected to be: nats, exact or a bound that moves with it."""
+
+    @abstractmethod
+    def sample(self, params: Tensor) -> Tensor:
+        """One draw of each pixel, from PyTorch's global generator."""
+
+    def point(self, mean: Tensor) -> Tensor:
+        """What stands for a pixel whose expectation is known."""
+        return mean
+
+
+class Bernoulli(PixelFamily):
+    """Pixels that are off or on; the parameter is the logit."""
+
+    n_params = 1
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        return -F.binary_cross_entropy_with_logits(params[..., 0], x.expand_as(params[..., 0]), reduction="none")
+
+    def mean(self, params: Tensor) -> Tensor:
+        return params[..., 0].sigmoid()
+
+    def entropy(self, params: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(params[..., 0], params[..., 0].sigmoid(), reduction="none")
+
+    def sample(self, params: Tensor) -> Tensor:
+        return self.mean(params).bernoulli()
+
+    def point(self, mean: Tensor) -> Tensor:
+        return (mean > 0.5).to(mean.dtype)
+
+
+class DiscretizedLogistic(PixelFamily):
+    """Pixels of ``n_levels + 1`` equidistant levels in [0, 1], as an 8-bit image has them.
+
+    A mixture of logistic distributions, each integrated over the level's interval; the first and the last level have
+    all that lies beyond (Salimans et al. 2017, eq. 2). Its mean is that of the logistic clipped to [0, 1], in closed
+    form: ``s (softplus(m / s) - softplus((m - 1) / s))``.
+    """
+
+    n_params = 3 * _COMPONENTS
+
+    def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_weight, mean, log_scale = params.unflatten(-1, (3, _COMPONENTS)).unbind(-2)
+        start = torch.linspace(0.1, 0.9, _COMPONENTS, dtype=params.dtype, device=params.device)
+        return log_weight.log_softmax(-1), mean + start, (log_scale + _START).clamp(*_LOG_SCALE)
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        log_weight, mean, log_scale = self._split(params)
+        x = x.unsqueeze(-1)
+        inverse, half = torch.exp(-log_scale), 0.5 / self.n_levels
+        above, below = (x - mean + half) * inverse, (x - mean - half) * inverse
+        # log(sigmoid(above) - sigmoid(below)) without cancellation: the difference of two tails
+        inside = F.logsigmoid(above) + F.logsigmoid(-below) + torch.log(-torch.expm1(-2 * half * inverse))
+        log_p = torch.where(x < half, F.logsigmoid(above), torch.where(x > 1 - half, F.logsigmoid(-below), inside))
+        return torch.logsumexp(log_weight + log_p, -1)
+
+    def mean(self, params: Tensor) -> Tensor:
+        log_weight, mean, log_scale = self._split(params)
+        s = torch.exp(log_scale)
+        return (log_weight.exp() * s * (F.softplus(mean / s) - F.softplus((mean - 1) / s))).sum(-1)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        # of the mixture's components, weighted: a logistic's is log s + 2, and a level is 1 / n_levels wide
+        log_weight, _, log_scale = self._split(params)
+        own = (log_scale + 2 + math.log(self.n_levels)).clamp(min=0)
+        return (log_weight.exp() * (own - log_weight)).sum(-1)
+
+    def sample(self, params: Tensor) -> Tensor:
+        log_weight, mean, log_scale = self._split(params)
+        gumbel = -torch.empty_like(log_weight).exponential_().log()
+        chosen = (log_weight + gumbel).argmax(-1, keepdim=True)
+        mean, scale = mean.gather(-1, chosen).squeeze(-1), log_scale.gather(-1, chosen).squeeze(-1).exp()
+        uniform = torch.rand_like(mean).clamp(1e-6, 1 - 1e-6)
+        return ((mean + scale * torch.logit(uniform)).clamp(0, 1) * self.n_levels).round() / self.n_levels
+
+
+class Gaussian(PixelFamily):
+    """Pixels that are real numbers, standardised."""
+
+    n_params = 2
+
+    def _split(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        return params[..., 0], params[..., 1].clamp(*_LOG_SCALE)
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        return objective.log_density(x, *self._split(params))
+
+    def mean(self, params: Tensor) -> Tensor:
+        return params[..., 0]
+
+    def entropy(self, params: Tensor) -> Tensor:
+        return self._split(params)[1] + 0.5 * (1 + math.log(2 * math.pi))
+
+    def sample(self, params: Tensor) -> Tensor:
+        mean, log_scale = self._split(params)
+        return mean + torch.exp(log_scale) * torch.randn_like(mean)
+
+
+# Kind of the pixels -> their family.
+PIXELS: dict[str, type[PixelFamily]] = {"boolean": Bernoulli, "count": DiscretizedLogistic, "numeric": Gaussian}
+
+
+class Pixels(nn.Module):
+    """The product over all pixels of an image, with the face that the product over a table's columns has.
+
+    Parameters
+    ----------
+    kind : str
+        A key of ``PIXELS``.
+    n_pixels : int
+        Pixels times channels, D.
+    n_levels : int
+        Of 8-bit pixels, the largest level.
+    """
+
+    answer_columns: Tensor  # (D,) every pixel has one answer
+
+    def __init__(self, kind: str, n_pixels: int, n_levels: int) -> None:
+        super().__init__()
+        self.kind, self.family = kind, PIXELS[kind](n_levels)
+        self.n_params = n_pixels * self.family.n_params
+        self.register_buffer("answer_columns", torch.arange(n_pixels), persistent=False)
+
+    def log_prob(self, params: Tensor, values: Tensor) -> Tensor:
+        """Log-likelihood of each pixel: (..., P) and (..., D) to (..., D)."""
+        return self.family.log_prob(self._split(params), values)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """Expected surprise of each pixel, (..., D)."""
+        return self.family.entropy(self._split(params))
+
+    def sample(self, params: Tensor) -> Tensor:
+        """One draw of each pixel, (..., D), from PyTorch's global generator."""
+        return self.family.sample(self._split(params))
+
+    def answers(self, params: Tensor) -> Tensor:
+        """Expected pixels, (..., D)."""
+        return self.family.mean(self._split(params))
+
+    def targets(self, values: Tensor) -> Tensor:
+        """The answers of an oracle: the pixels."""
+        return values
+
+    def points(self, answers: Tensor) -> Tensor:
+        """Pixels (..., D) from averaged answers."""
+        return self.family.point(answers)
+
+    def _split(self, params: Tensor) -> Tensor:
+        return params.unflatten(-1, (-1, self.family.n_params))
