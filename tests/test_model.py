@@ -23,7 +23,7 @@ from vaeimpute.inference import (
 )
 from vaeimpute.likelihoods import LIKELIHOODS, CellSpec
 from vaeimpute.model import JointVAE, ModelConfig
-from vaeimpute.training import Clock, Plan, fit_model, held_out_error
+from vaeimpute.training import Check, Clock, Plan, fit_model, held_out_error
 
 F64 = torch.float64
 KINDS = ("numeric", "numeric", "positive", "count", "ordinal", "categorical", "boolean")
@@ -263,13 +263,14 @@ def trial():
 def test_the_best_look_at_the_held_out_cells_is_kept(trial, learning_rate):
     model, values, observed, held_out, noise = trial
     seen = observed & ~held_out
+    check = Check(values, seen, held_out, noise)
     with torch.no_grad():
-        before = held_out_error(model, values, seen, held_out, noise)
+        before = held_out_error(model, check)
         start = {key: value.clone() for key, value in model.state_dict().items()}
         plan = Plan(100, 32, learning_rate, (2, 2), patience=10, check_every=20)
-    fit = fit_model(model, values, observed, held_out, noise, [plan], clock=Clock())
+    fit = fit_model(model, values, seen, check, [plan], clock=Clock())
     with torch.no_grad():
-        after = held_out_error(model, values, seen, held_out, noise)
+        after = held_out_error(model, check)
     torch.testing.assert_close(after, fit.errors)
     assert fit.history[0]["error"] == pytest.approx(before.sum().item() / held_out.sum().item())
     errors = {record["step"]: record["relative_error"] for record in fit.history}
@@ -286,14 +287,16 @@ def test_the_best_look_at_the_held_out_cells_is_kept(trial, learning_rate):
 def test_patience_ends_the_training(trial):
     model, values, observed, held_out, noise = trial
     plan = Plan(1000, 32, 30.0, (1, 1), patience=2, check_every=10)
-    fit = fit_model(model, values, observed, held_out, noise, [plan], clock=Clock())
+    seen = observed & ~held_out
+    fit = fit_model(model, values, seen, Check(values, seen, held_out, noise), [plan], clock=Clock())
     assert [record["step"] for record in fit.history] == [0, 10, 20]
 
 
 def test_a_budget_spent_between_two_looks_ends_the_training(trial):
     model, values, observed, held_out, noise = trial
-    clock = Clock(0.2)
-    fit = fit_model(model, values, observed, held_out, noise, [Plan(10**6, 8, 1e-3, check_every=10**6)], clock=clock)
+    seen = observed & ~held_out
+    clock, plan = Clock(0.2), Plan(10**6, 8, 1e-3, check_every=10**6)
+    fit = fit_model(model, values, seen, Check(values, seen, held_out, noise), [plan], clock=clock)
     assert [record["step"] == 0 for record in fit.history] == [True, False]
     assert fit.history[-1]["step"] < 1000
 
@@ -302,7 +305,7 @@ def test_the_error_is_that_of_the_answers(trial):
     model, values, observed, held_out, noise = trial
     seen = observed & ~held_out
     with torch.no_grad():
-        ours = held_out_error(model, values, seen, held_out, noise)
+        ours = held_out_error(model, Check(values, seen, held_out, noise))
         miss = model.answers(values.expand(2, -1, -1), seen, noise) - values
     torch.testing.assert_close(ours, torch.where(held_out, miss, 0).square().sum(1))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, Likelihood
@@ -107,6 +109,20 @@ class ColumnLikelihoods(nn.Module):
         ordered = answers if self._sorted else answers.index_select(-1, self.answer_inverse)
         parts = ordered.split(self._answer_sizes, -1)
         return self._join([g.points(a) for g, a in zip(self.groups, parts, strict=True)])
+
+    @property
+    def densities(self) -> NDArray[np.bool_]:
+        """Which columns have a density, and not a probability, (D,)."""
+        return np.array([spec.family == "gaussian" for spec in self.specs], dtype=bool)
+
+    def exact(self, cells: Tensor) -> Tensor:
+        """Drawn cells (n, D) in double precision, numbers of few values just as the table has them: floats move them."""
+        out = cells.double().cpu()
+        for column, spec in enumerate(self.specs):
+            if spec.family == "levels":
+                edges, points = (torch.tensor(part, dtype=torch.float64) for part in (spec.edges, spec.points))
+                out[:, column] = points[torch.searchsorted(edges, out[:, column].contiguous())]
+        return out
 
     def _split(self, values: Tensor) -> tuple[Tensor, ...]:
         ordered = values if self._sorted else values.index_select(-1, self.order)

@@ -445,6 +445,21 @@ class TableEncoder:
         frame = import_module(backend).DataFrame(native)
         return frame.to_numpy() if self.schema.container == "numpy" else frame
 
+    @property
+    def numbers(self) -> NDArray[np.bool_]:
+        """Which columns hold numbers, and not levels, (D,)."""
+        return np.array([column.n_levels == 0 for column in self.schema.columns])
+
+    def log_jacobian(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``log |d value / d cell|`` of each number (n, D), in the user's unit; zero for levels."""
+        out = np.zeros_like(values)
+        for j in np.flatnonzero(self.numbers):
+            column = self.schema.columns[j]
+            out[:, j] = -np.log(column.scale)
+            if column.kind is Kind.POSITIVE:
+                out[:, j] -= values[:, j] * column.scale + column.center
+        return out
+
     def to_json(self) -> dict[str, Any]:
         """A dict of plain Python values, ready for `json.dumps`."""
         return {"schema": self.schema.to_json(), "missing_values": self.missing_values}

@@ -21,14 +21,18 @@ from vaeimpute.estimators._containers import check_order, checked, is_frame, lik
 from vaeimpute.estimators._running import draw_seed, resolve_device
 from vaeimpute.estimators._state import LEARNED, from_learned_state, from_plain_params, learned_state, plain_params
 from vaeimpute.fitting import Table
-from vaeimpute.schema import Column, Kind
+from vaeimpute.images.encoding import ImageEncoder, pixel_shape
+from vaeimpute.images.fitting import Images
+from vaeimpute.images.pixels import PIXELS, Pixels
+from vaeimpute.schema import Column
 
 
 class BaseVAE(BaseEstimator, ABC):
     """Shared methods; the constructor parameters belong to the estimators."""
 
     _parameter_constraints: ClassVar[dict] = {
-        "kinds": [dict, None],
+        "image_shape": [tuple, list, None],
+        "kinds": [dict, StrOptions(set(PIXELS)), None],
         "missing_values": [MissingValues()],
         "dtype": [StrOptions({"float32", "float64"})],
         "device": [str, torch.device],
@@ -45,39 +49,62 @@ class BaseVAE(BaseEstimator, ABC):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "encoder_")
 
+    @property
+    def _shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of images; None for tables."""
+        return None if self.image_shape is None else pixel_shape(self.image_shape)
+
     def _fit(self, X: Any) -> None:
         """Learn on a clone, and take over what it learnt once all is done."""
         self._validate_params()
         device = resolve_device(self.device)
         fitted = clone(self)
-        X = checked(fitted, X, reset=True)
-        encoder = TableEncoder.fit(X, kinds=self.kinds, missing_values=self.missing_values)
-        columns = encoder.schema.columns
-        _report_poor(columns, stacklevel=4)
-        values, observed = encoder.encode(X)
-        modelled = np.asarray(observed.any(0))
+        X = checked(fitted, X, reset=True, shape=self._shape)
+        fitted.encoder_ = self._new_encoder(X)
         seed = draw_seed(self.random_state)
-        table = Table(
-            torch.as_tensor(values[:, modelled], device=device),
-            torch.as_tensor(observed[:, modelled], device=device),
-            [str(c.kind) for c, some in zip(columns, modelled, strict=True) if some],
-            [c.n_levels for c, some in zip(columns, modelled, strict=True) if some],
-        )
-        fitted.encoder_, fitted.modelled_, fitted.had_holes_ = encoder, modelled, ~observed.all(0)
-        interrupted = fitted._learn(table, seed)
+        interrupted = fitted._learn(fitted._opened(X, device), seed)
         for name in self._learned:
             self.__dict__.pop(name, None)
         self.__dict__.update(fitted._what_was_learned())
         if interrupted:
             warnings.warn("fit was interrupted: the best weights so far are kept.", UserWarning, stacklevel=3)
 
+    def _new_encoder(self, X: Any) -> TableEncoder | ImageEncoder:
+        if self._shape is None:
+            if isinstance(self.kinds, str):
+                raise ValueError(f"kinds must be a dict of column name to kind, got {self.kinds!r}.")
+            encoder = TableEncoder.fit(X, kinds=self.kinds, missing_values=self.missing_values)
+            _report_poor(encoder.schema.columns, stacklevel=5)
+            return encoder
+        if isinstance(self.kinds, dict):
+            raise ValueError(f"With image_shape, kinds must be one of {sorted(PIXELS)} for all pixels, got a dict.")
+        return ImageEncoder.fit(X, self._shape, kind=self.kinds, missing_values=self.missing_values)
+
+    def _opened(self, X: Any, device: torch.device) -> Table | Images:
+        """The training data as tensors; sets which columns are modelled, and which had holes."""
+        encoder = self.encoder_
+        values, observed = encoder.encode(X)
+        self.had_holes_ = ~observed.all(0)
+        if isinstance(encoder, ImageEncoder):
+            self.modelled_ = np.ones(observed.shape[1], dtype=bool)
+            x, o = torch.as_tensor(values, device=device), torch.as_tensor(observed, device=device)
+            return Images(x, o, encoder.shape, encoder.kind, encoder.n_levels)
+        self.modelled_ = modelled = np.asarray(observed.any(0))
+        columns = [column for column, some in zip(encoder.schema.columns, modelled, strict=True) if some]
+        return Table(
+            torch.as_tensor(values[:, modelled], device=device),
+            torch.as_tensor(observed[:, modelled], device=device),
+            [str(column.kind) for column in columns],
+            [column.n_levels for column in columns],
+        )
+
     @abstractmethod
-    def _learn(self, table: Table, seed: int) -> bool:
+    def _learn(self, data: Table | Images, seed: int) -> bool:
         """Fit the core and set what it learnt; say whether Ctrl-C ended that early."""
 
     @property
     @abstractmethod
-    def _likelihoods(self) -> ColumnLikelihoods:
+    def _likelihoods(self) -> ColumnLikelihoods | Pixels:
         """Those of the modelled columns."""
 
     @abstractmethod
@@ -103,10 +130,9 @@ class BaseVAE(BaseEstimator, ABC):
     def _encoded(self, X: Any) -> tuple[Any, NDArray, NDArray]:
         """Checked X, its values and which of them are observed, (n, D)."""
         check_is_fitted(self)
-        schema = self.encoder_.schema
-        if is_frame(X) and schema.container != "numpy":
-            check_order(X, schema.names)
-        X = checked(self, X, reset=False)
+        if self._shape is None and is_frame(X) and self.encoder_.schema.container != "numpy":
+            check_order(X, self.encoder_.schema.names)
+        X = checked(self, X, reset=False, shape=self._shape)
         values, observed = self.encoder_.encode(X)
         return X, values, observed
 
@@ -119,21 +145,9 @@ class BaseVAE(BaseEstimator, ABC):
         )
 
     def _all_columns(self, modelled: torch.Tensor) -> NDArray:
-        """Modelled columns (n, d) as an array of all columns (n, D); zero in the others."""
+        """Cells of the modelled columns (n, d) as an array of all columns (n, D); zero in the others."""
         out = np.zeros((len(modelled), len(self.modelled_)))
         out[:, self.modelled_] = modelled.double().cpu().numpy()
-        return out
-
-    def _log_jacobian(self, values: NDArray) -> NDArray:
-        """``log |d encoded / d user's unit|`` of each cell, (n, D); zero where the likelihood is a probability."""
-        out = np.zeros_like(values)
-        modelled = np.flatnonzero(self.modelled_)
-        for j, spec in zip(modelled, self._likelihoods.specs, strict=True):
-            column = self.encoder_.schema.columns[j]
-            if spec.family == "gaussian":
-                out[:, j] = -np.log(column.scale)
-                if column.kind is Kind.POSITIVE:
-                    out[:, j] -= values[:, j] * column.scale + column.center
         return out
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -163,7 +177,9 @@ class BaseVAE(BaseEstimator, ABC):
         """Log-likelihood of each row's observed cells, in the units of the table."""
         _, values, observed = self._encoded(X)
         evidence = self._log_likelihood(*self._tensors(values, observed))
-        return evidence.double().cpu().numpy() + (self._log_jacobian(values) * observed).sum(1)
+        counted = observed.copy()
+        counted[:, self.modelled_] &= self._likelihoods.densities
+        return evidence.double().cpu().numpy() + (self.encoder_.log_jacobian(values) * counted).sum(1)
 
     def anomaly_score(self, X: Any) -> NDArray:
         """How strange each row is, comparable between rows with different holes.

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from vaeimpute.images.encoding import as_rows
+
 
 def is_frame(X: Any) -> bool:
     """Whether X is a DataFrame or table that narwhals knows."""
     return nw.dependencies.is_into_dataframe(X)
 
 
-def checked(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
+def checked(estimator: BaseEstimator, X: Any, *, reset: bool, shape: tuple[int, int, int] | None = None) -> Any:
     """scikit-learn's own checks: names and number of columns of frames; shape, size and dtype of arrays.
 
     What the cells hold is the encoder's to check, which can name the column.
@@ -26,12 +28,20 @@ def checked(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
     ----------
     estimator : BaseEstimator
         Gets ``n_features_in_`` and ``feature_names_in_`` if `reset`, and compares with them otherwise.
-    X : table of shape (n, D)
+    X : table of shape (n, D), or images
+    shape : tuple of int, optional
+        Height, width and channels if X holds images.
 
     Returns
     -------
     DataFrame or ndarray
     """
+    if shape is not None:
+        if is_frame(X):
+            raise TypeError("X is a DataFrame, but with image_shape it must be an array. Pass X.to_numpy().")
+        X = X if isinstance(X, np.ndarray) else np.asarray(X)
+        validate_data(estimator, as_rows(X, shape), reset=reset, dtype=None, ensure_all_finite=False)
+        return X
     if is_frame(X):
         validate_data(estimator, X, reset=reset, skip_check_array=True)
         return X
@@ -59,9 +69,9 @@ def check_order(X: Any, names: Sequence[Any]) -> None:
 
 
 def like(X: Any, array: NDArray) -> Any:
-    """An array (n, D) of floats in the container of X, with its names and index."""
+    """An array (n, D) of floats in the container of X, with its names and index, or in the layout of its images."""
     if not is_frame(X):
-        return array
+        return array.reshape(X.shape)
     frame = nw.from_native(X, eager_only=True)
     scores = nw.from_dict(dict(zip(frame.columns, array.T, strict=True)), backend=frame.implementation)
     return _indexed(scores.to_native(), frame)
@@ -70,7 +80,7 @@ def like(X: Any, array: NDArray) -> Any:
 def repeated(X: Any, times: int) -> Any:
     """X stacked on itself, (times * n, D)."""
     if not is_frame(X):
-        return np.tile(X, (times, 1))
+        return np.concatenate([X] * times)
     return nw.concat([nw.from_native(X, eager_only=True)] * times).to_native()
 
 

@@ -20,6 +20,8 @@ from vaeimpute.estimators._containers import repeated, selected
 from vaeimpute.estimators._running import progress, seeded
 from vaeimpute.estimators._state import LEARNED
 from vaeimpute.fitting import Table, fit_table
+from vaeimpute.images.fitting import Images, fit_images
+from vaeimpute.images.pixels import Pixels
 from vaeimpute.scoring import calibrate
 
 _MEDIAN_DRAWS = 101
@@ -97,7 +99,8 @@ class VAEImputer(TransformerMixin, BaseVAE):
     def __init__(
         self,
         *,
-        kinds: dict | None = None,
+        image_shape: tuple[int, ...] | None = None,
+        kinds: dict | str | None = None,
         missing_values: Any = np.nan,
         point: str = "mean",
         add_indicator: bool = False,
@@ -108,6 +111,7 @@ class VAEImputer(TransformerMixin, BaseVAE):
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:
+        self.image_shape = image_shape
         self.kinds = kinds
         self.missing_values = missing_values
         self.point = point
@@ -192,7 +196,7 @@ class VAEImputer(TransformerMixin, BaseVAE):
         if n_imputations is None:
             return self._filled(X, self._points(values, observed), observed)
         draws = self._draws(values, observed, n_draws, random_state)
-        return [self._filled(X, self._exact_levels(self._all_columns(drawn)), observed) for drawn in draws]
+        return [self._filled(X, self._drawn(drawn), observed) for drawn in draws]
 
     def transform(self, X: Any) -> Any:
         """Complete a table for the next step of a pipeline.
@@ -264,11 +268,11 @@ class VAEImputer(TransformerMixin, BaseVAE):
         if given is None:
             with seeded(random_state, self.ensemble_.share.device):
                 rows = inference.sample(self.ensemble_, n_samples)
-            return self.encoder_.build(self._exact_levels(self._all_columns(rows)))
+            return self.encoder_.build(self._drawn(rows))
         given, values, observed = self._encoded(given)
         draws = self._draws(values, observed, n_samples, random_state)
         stacked = repeated(given, n_samples)
-        completed = self._exact_levels(self._all_columns(draws.flatten(0, 1)))
+        completed = self._drawn(draws.flatten(0, 1))
         return self._filled(stacked, completed, np.tile(observed, (n_samples, 1)))
 
     def score_samples(self, X: Any) -> NDArray:
@@ -388,21 +392,19 @@ class VAEImputer(TransformerMixin, BaseVAE):
         names = _check_feature_names_in(self, input_features)
         return np.asarray([*names[self._kept()], *self._indicator_names()], dtype=object)
 
-    def _learn(self, table: Table, seed: int) -> bool:
+    def _learn(self, data: Table | Images, seed: int) -> bool:
+        options = {"seed": seed, "dtype": getattr(torch, self.dtype), "time_budget": self.time_budget}
         with progress(self.verbose) as on_check:
-            self.ensemble_, self.history_, interrupted = fit_table(
-                table,
-                seed=seed,
-                dtype=getattr(torch, self.dtype),
-                time_budget=self.time_budget,
-                on_check=on_check,
-            )
+            if isinstance(data, Images):
+                self.ensemble_, self.history_, interrupted = fit_images(data, on_check=on_check, **options)
+            else:
+                self.ensemble_, self.history_, interrupted = fit_table(data, on_check=on_check, **options)
         self.n_iter_ = max(record["step"] for record in self.history_)
-        self.mask_calibration_, self.cell_surprise_ = calibrate(self.ensemble_, table.values, table.observed, seed)
+        self.mask_calibration_, self.cell_surprise_ = calibrate(self.ensemble_, data.values, data.observed, seed)
         return interrupted
 
     @property
-    def _likelihoods(self) -> ColumnLikelihoods:
+    def _likelihoods(self) -> ColumnLikelihoods | Pixels:
         return self.ensemble_.joint.likelihoods
 
     def _log_likelihood(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
@@ -438,7 +440,7 @@ class VAEImputer(TransformerMixin, BaseVAE):
         points[rows] = self._all_columns(inference.impute(self.ensemble_, x, o))
         if self.point == "mean":
             return points
-        numbers = self.modelled_ & [column.n_levels == 0 for column in self.encoder_.schema.columns]
+        numbers = self.modelled_ & self.encoder_.numbers
         # Row by row, because the noise of a draw depends on the row's place in its batch, and the answer must not.
         for row in rows[(~observed[rows] & numbers).any(1)]:
             one = slice(row, row + 1)
@@ -456,12 +458,9 @@ class VAEImputer(TransformerMixin, BaseVAE):
                 draws[:, rows] = inference.draw(self.ensemble_, x[rows], o[rows], n_draws)
         return draws
 
-    def _exact_levels(self, values: NDArray) -> NDArray:
-        """Drawn numbers of few distinct values just as the table has them: single precision moves them a hair."""
-        for j, spec in zip(np.flatnonzero(self.modelled_), self.ensemble_.joint.likelihoods.specs, strict=True):
-            if spec.family == "levels":
-                values[:, j] = np.asarray(spec.points)[np.searchsorted(spec.edges, values[:, j])]
-        return values
+    def _drawn(self, cells: torch.Tensor) -> NDArray:
+        """Drawn cells of the modelled columns (n, d) as an array of all columns (n, D)."""
+        return self._all_columns(self._likelihoods.exact(cells))
 
     def _filled(self, X: Any, values: NDArray, observed: NDArray) -> Any:
         known = observed | (~self.modelled_ & (not self.keep_empty_features))

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 
 from vaeimpute import detection, inference
 from vaeimpute.encoding import TableEncoder
+from vaeimpute.images.encoding import ImageEncoder
 from vaeimpute.scoring import MaskCalibration, RowCalibration
 
 # What a fit of either estimator sets besides its core; each adds its own names of plain values, arrays and parts.
@@ -54,7 +55,7 @@ def learned_state(learned: Mapping[str, Any]) -> tuple[dict[str, NDArray], dict]
 def from_learned_state(tensors: Mapping[str, NDArray], header: Mapping, device: torch.device) -> dict[str, Any]:
     """The inverse of `learned_state`, on any device."""
     learned: dict[str, Any] = {name: tensors[name] for name in _ARRAYS}
-    learned["encoder_"] = TableEncoder.from_json(header["encoder"])
+    learned["encoder_"] = (TableEncoder if "schema" in header["encoder"] else ImageEncoder).from_json(header["encoder"])
     with torch.random.fork_rng(devices=[]):  # PyTorch draws weights for a new module, before these take their place
         for name in _PARTS.keys() & header.keys():
             prefix = f"{name}/"
@@ -70,7 +71,7 @@ def plain_params(estimator: BaseEstimator) -> dict:
     params = estimator.get_params(deep=False)
     if not isinstance(params["random_state"], Integral | None):
         params["random_state"] = None
-    if params["kinds"] is not None:  # column names need not be text, but the keys of a JSON object are
+    if isinstance(params["kinds"], dict):  # column names need not be text, but the keys of a JSON object are
         params["kinds"] = [[name, str(kind)] for name, kind in params["kinds"].items()]
     if type(params["missing_values"]).__name__ == "NAType":  # pandas.NA is no JSON; it always means missing anyway
         params["missing_values"] = np.nan
@@ -80,7 +81,7 @@ def plain_params(estimator: BaseEstimator) -> dict:
 
 def from_plain_params(params: Mapping) -> dict:
     """The inverse of `plain_params`."""
-    if params["kinds"] is None:
+    if not isinstance(params["kinds"], list):
         return dict(params)
     kinds = {tuple(name) if isinstance(name, list) else name: kind for name, kind in params["kinds"]}
     return {**params, "kinds": kinds}

@@ -181,6 +181,11 @@ class ImageEncoder:
         """New images from ``values`` (n, D), in the training layout and dtype."""
         return self._decoded(values, np.dtype(self.dtype)).reshape(len(values), *self.layout)
 
+    @property
+    def numbers(self) -> NDArray[np.bool_]:
+        """Which pixels are numbers, and not one of two values, (D,)."""
+        return np.full(int(np.prod(self.shape)), self.kind != "boolean")
+
     def log_jacobian(self, values: NDArray) -> NDArray:
         """``log |d value / d pixel|`` of each pixel: zero where the likelihood is a probability."""
         return np.full(values.shape, -np.log(self.scale) if self.kind == "numeric" else 0.0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -181,6 +183,15 @@ class Pixels(nn.Module):
     def points(self, answers: Tensor) -> Tensor:
         """Pixels (..., D) from averaged answers."""
         return self.family.point(answers)
+
+    @property
+    def densities(self) -> NDArray[np.bool_]:
+        """Which pixels have a density, and not a probability, (D,)."""
+        return np.full(len(self.answer_columns), self.kind == "numeric")
+
+    def exact(self, cells: Tensor) -> Tensor:
+        """Drawn pixels (n, D) as they are: the encoder rounds to levels."""
+        return cells
 
     def _split(self, params: Tensor) -> Tensor:
         return params.unflatten(-1, (-1, self.family.n_params))
