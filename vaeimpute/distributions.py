@@ -28,7 +28,7 @@ class LevelDistribution(dist.Distribution):
         return pick(self.logits, bin_of(value, self.cuts))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        index = dist.Categorical(logits=self.logits, validate_args=False).sample(torch.Size(sample_shape))
+        index = draw_index(self.logits.expand(*sample_shape, *self.logits.shape))
         return pick(self.points.expand(*index.shape, -1), index)
 
 
@@ -64,7 +64,7 @@ class HistogramMixture(dist.Distribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        index = dist.Categorical(logits=self.logits, validate_args=False).sample(torch.Size(sample_shape))
+        index = draw_index(self.logits.expand(*sample_shape, *self.logits.shape))
         low, width, point = (pick(t.expand(*index.shape, -1), index) for t in (self.low, self.width, self.points))
         # Uniform on either side of the bin's mean, which so stays the mean of the draws.
         t = ((point - low) / width).clamp(0, 1)
@@ -83,3 +83,13 @@ def bin_of(values: Tensor, cuts: Tensor) -> Tensor:
 def pick(table: Tensor, index: Tensor) -> Tensor:
     """Entry of `table` (..., N) at each `index` (...)."""
     return table.gather(-1, index.expand(table.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+
+def draw_index(logits: Tensor) -> Tensor:
+    """One index (...) from each row of normalised `logits` (..., N): where a uniform number falls.
+
+    Several times as fast as PyTorch's own, which draws N numbers for each.
+    """
+    cumulated = logits.exp().cumsum(-1)
+    u = torch.rand_like(cumulated[..., :1]) * cumulated[..., -1:]
+    return torch.searchsorted(cumulated, u, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

@@ -207,25 +207,22 @@ def _spread(
     n_rows = max(100, min(1000, 10_000 // values.shape[1]))  # wide tables have many cells in a row
     rows = held_out.any(-1).any(0).nonzero().squeeze(-1)[:n_rows]
     spread = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
-    if len(rows) == 0:
+    columns = continuous.nonzero().squeeze(-1)
+    asked = held_out[:, rows][..., columns]
+    if not asked.any():
         return spread
-    M = len(held_out)
-    x, asked = values[rows].expand(M, -1, -1), held_out[:, rows]
-    seen = observed[rows] & ~asked
-    a, b = (draw_per_member(model, x, seen, n_draws) for model in (joint, conditional))
-    pick = torch.rand(n_draws, 1, len(rows), 1, device=values.device) < share
+    x, seen = values[rows].expand(len(held_out), -1, -1), observed[rows] & ~held_out[:, rows]
+    a, b = (draw_per_member(model, x, seen, n_draws, columns) for model in (joint, conditional))
+    pick = torch.rand(n_draws, 1, len(rows), 1, device=values.device) < share[columns]
     drawn = torch.where(pick, a, b)
     center = drawn.mean(0)
     # The order statistic that a further draw exceeds with the right probability (Weibull's plotting position).
     position = (level * (n_draws + 1) - 1) / (n_draws - 1)
     half_width = (drawn - center).abs().quantile(position, 0).clamp(min=1e-6)
-    ratio = (x - center).abs() / half_width
-    asked = asked & continuous
-    if not asked.any():
-        return spread
+    ratio = (x[..., columns] - center).abs() / half_width
     pooled = ratio[asked].quantile(level)
-    for column in continuous.nonzero().squeeze(-1).tolist():
-        own = ratio[..., column][asked[..., column]]
+    for place, column in enumerate(columns.tolist()):
+        own = ratio[..., place][asked[..., place]]
         if len(own):  # as many pseudo-cells at the pooled factor as it takes to trust a quantile
             weight = len(own) / (len(own) + 50)
             spread[column] = (weight * own.quantile(level).log() + (1 - weight) * pooled.log()).exp()

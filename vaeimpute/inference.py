@@ -110,19 +110,24 @@ def draw(ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int) -> 
     return torch.where(observed, values, spread)
 
 
-def draw_per_member(model: MaskedVAE, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
-    """Draws of every cell by every member from what it is given, (M, n, D) to (n_draws, M, n, D)."""
-    with torch.no_grad():
-        chunks = _chunks(model, values.shape[1], max(len(latent_noise(model)), n_draws))
-        return torch.cat([_draw_chunk(model, values[:, rows], observed[:, rows], n_draws) for rows in chunks], 2)
+@torch.no_grad()
+def draw_per_member(model: MaskedVAE, values: Tensor, observed: Tensor, n_draws: int, columns: Tensor) -> Tensor:
+    """Draws of some columns (C,) by every member from what it is given, (M, n, D) to (n_draws, M, n, C)."""
+    wanted = torch.zeros(values.shape[-1], dtype=torch.bool, device=values.device).index_fill(0, columns, True)
+    parts = [
+        _draw_chunk(model, values[:, rows], observed[:, rows], n_draws, wanted).index_select(-1, columns)
+        for rows in _chunks(model, values.shape[1], max(len(latent_noise(model)), n_draws))
+    ]
+    return torch.cat(parts, 2)
 
 
-def _draw_chunk(model: MaskedVAE, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
+def _draw_chunk(
+    model: MaskedVAE, values: Tensor, observed: Tensor, n_draws: int, wanted: Tensor | None = None
+) -> Tensor:
     params, log_w = model.draws(values, observed, latent_noise(model))
     weights = torch.softmax(log_w, 1).transpose(1, 2).flatten(0, 1)  # (M * B, K)
     index = torch.multinomial(weights, n_draws, replacement=True).unflatten(0, (-1, values.shape[1]))  # (M, B, S)
-    index = index.permute(0, 2, 1).unsqueeze(-1)
-    return model.likelihoods.sample(params.take_along_dim(index, 1)).transpose(0, 1)
+    return model.likelihoods.sample(params, index.transpose(1, 2), wanted).transpose(0, 1)
 
 
 @torch.no_grad()
