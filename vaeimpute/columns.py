@@ -91,8 +91,8 @@ class ColumnLikelihoods(nn.Module):
     def sample(self, params: Tensor, draws: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
         """One draw of each cell, (..., D), from PyTorch's global generator.
 
-        `draws` (M, S, B) picks S among the K of the parameters (M, K, B, P). To save time, columns that are not `wanted`
-        (D,) may come as zeros.
+        `draws` (M, S, B) picks S among the K of the parameters (M, K, B, P). Columns that are not `wanted` (D,) may
+        come as zeros, which saves time.
         """
         shape = params.shape[:-1] if draws is None else draws.shape
         parts = []

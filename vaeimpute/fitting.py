@@ -115,9 +115,9 @@ def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> 
     start = _LinearStart(table, specs[0], held_out)
 
     def train(kind: type[Reading], name: str, specs: list[CellSpec], share: float) -> _Trained[Reading]:
-        features = ColumnLikelihoods(specs).to(values.device, torch.float64)
-        linear, folds = start.fit(features, dtype, with_folds=kind is ConditionalVAE)
         model = kind(_config(kind, table, start.rank, start.level), specs).to(values.device, dtype)
+        linear, folds = start.backbones(model.likelihoods, dtype)
+        folds = folds if kind is ConditionalVAE else None
         model.start(linear, values, observed)
         plans = _plans(model, table)
         n_steps = sum(plan.steps for plan in plans)
@@ -148,35 +148,44 @@ def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> 
 
 
 class _LinearStart:
-    """Linear backbones of one table: rank and noise floor chosen once, then fitted per reading, member and fold."""
+    """Linear backbones of one table: rank and noise floor chosen, then one fit per member and fold, for both readings.
+
+    The readings have the same features in another order; here they stand in the order of the table's columns.
+    """
 
     def __init__(self, table: Table, specs: list[CellSpec], held_out: Tensor) -> None:
         n = len(table.values)
         rows = torch.randperm(n, device=table.values.device)[:_EM_ROWS]
-        self.values, self.observed, self.held_out = table.values[rows].double(), table.observed[rows], held_out[:, rows]
-        self.row_numbers, self.n = rows, n
         likelihoods = ColumnLikelihoods(specs).to(rows.device, torch.float64)
-        columns = likelihoods.feature_columns
-        features, observed, floor = self._features(likelihoods, FLOORS[0])
+        order = likelihoods.feature_columns.argsort(stable=True)
+        columns = likelihoods.feature_columns[order]
+        features, observed = (
+            likelihoods.features(table.values[rows].double())[:, order],
+            table.observed[rows][:, columns],
+        )
+        hidden, floor = held_out[:, rows][..., columns], likelihoods.noise_floor()[order].double()
         weight = 1 / torch.bincount(columns)[columns].double()
-        self.rank, chosen = choose_linear(features, observed, self.held_out[0][:, columns], floor, weight=weight)
+        at_most = floor.clamp(min=FLOORS[0])
+        self.rank, chosen = choose_linear(features, observed, hidden[0], at_most, weight=weight)
         self.level = min(chosen.min().item(), FLOORS[0])
+        floor = floor.clamp(min=self.level)
+        # Members are blind to their held-out cells, a fold's backbone to the rows of that fold.
+        self.members = [fit_linear(features, observed & ~h, self.rank, floor) for h in hidden]
+        self.fold_rows, self.folds = [], []
+        if MIN_ROWS <= n <= _EM_ROWS:
+            fold = torch.arange(n, device=rows.device) % N_FOLDS
+            self.fold_rows = [rows[fold == f] for f in range(N_FOLDS)]
+            parts = [fold != f for f in range(N_FOLDS)]
+            self.folds = [fit_linear(features[part], observed[part], self.rank, floor, 20) for part in parts]
 
-    def fit(self, likelihoods: ColumnLikelihoods, dtype: torch.dtype, with_folds: bool) -> tuple[Linear, Folds | None]:
-        """One backbone per member, blind to its held-out cells; per fold one for the rows of that fold."""
-        features, observed, floor = self._features(likelihoods, self.level)
-        hidden = self.held_out[..., likelihoods.feature_columns]
-        fits = [fit_linear(features, observed & ~h, self.rank, floor) for h in hidden]
-        linear = Linear(*(torch.stack(p) for p in zip(*fits, strict=True))).to(dtype)
-        if not with_folds or self.n > _EM_ROWS or self.n < MIN_ROWS:
-            return linear, None
-        fold = torch.arange(self.n, device=features.device) % N_FOLDS
-        linears = [fit_linear(features[fold != f], observed[fold != f], self.rank, floor, 20) for f in range(N_FOLDS)]
-        return linear, Folds([self.row_numbers[fold == f] for f in range(N_FOLDS)], [fit.to(dtype) for fit in linears])
-
-    def _features(self, likelihoods: ColumnLikelihoods, level: float) -> tuple[Tensor, Tensor, Tensor]:
-        floor = likelihoods.noise_floor().to(self.values).clamp(min=level)
-        return likelihoods.features(self.values), self.observed[:, likelihoods.feature_columns], floor
+    def backbones(self, likelihoods: ColumnLikelihoods, dtype: torch.dtype) -> tuple[Linear, Folds | None]:
+        """The members' and the folds', as one reading lays out its features."""
+        place = likelihoods.feature_columns.argsort(stable=True).argsort()
+        members, folds = (
+            [Linear(*(p[place] for p in linear)).to(dtype) for linear in fits] for fits in (self.members, self.folds)
+        )
+        stacked = Linear(*(torch.stack(p) for p in zip(*members, strict=True)))
+        return stacked, Folds(self.fold_rows, folds) if folds else None
 
 
 def _shares(joint: Tensor, conditional: Tensor) -> Tensor:

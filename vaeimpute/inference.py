@@ -146,23 +146,27 @@ def log_evidence(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def cell_log_density(ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int | None = None) -> Tensor:
+def cell_log_density(
+    ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int | None = None, n_passes: int | None = None
+) -> Tensor:
     """``log p(x_j | the other observed cells)``, (n, D), of the joint reading; zero where the cell is not observed.
 
-    Each cell is hidden in turn and the row encoded again: a pass that saw the cell would excuse it.
+    Each cell is hidden in turn and the row encoded again: a pass that saw the cell would excuse it. With fewer passes
+    than columns, several columns are hidden at a time.
     """
     out = torch.zeros_like(values)
     model = ensemble.joint
     noise = latent_noise(model, n_draws)
-    for column in range(values.shape[1]):
-        rest = observed.clone()
-        rest[:, column] = False
+    n_passes = n_passes or values.shape[1]
+    for first in range(n_passes):
+        hidden = torch.arange(first, values.shape[1], n_passes, device=values.device)
+        rest = observed.index_fill(1, hidden, False)
         for rows in _chunks(model, len(values), len(noise)):
             x, o = _for_members(model, values[rows], rest[rows])
             params, log_w = model.draws(x, o, noise)
-            log_px = model.likelihoods.log_prob(params, x.unsqueeze(1))[..., column]  # (M, K, B)
-            log_p = torch.logsumexp(log_w.log_softmax(1) + log_px, 1)
-            out[rows, column] = torch.logsumexp(log_p, 0) - math.log(len(log_p))
+            log_px = model.likelihoods.log_prob(params, x.unsqueeze(1))[..., hidden]  # (M, K, B, hidden)
+            log_p = torch.logsumexp(log_w.log_softmax(1).unsqueeze(-1) + log_px, 1)
+            out[rows, first::n_passes] = torch.logsumexp(log_p, 0) - math.log(len(log_p))
     return torch.where(observed, out, 0)
 
 

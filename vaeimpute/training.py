@@ -17,6 +17,7 @@ from vaeimpute.linear import Linear
 from vaeimpute.model import MaskedVAE, Stage
 
 _CHECK_ROWS = 1000  # of the rows with held-out cells, so that a look stays cheap
+_CHECK_CELLS = 4e7  # parameters decoded in a look: fewer rows of very wide tables
 _MIN_GAIN = 0.005  # a network must lower the held-out error by this share of the start's
 
 
@@ -160,7 +161,9 @@ def fit_model(
     seen = observed & ~held_out
     # Only rows with something to ask, and no more than it takes to see a difference.
     rows = held_out.any(-1).any(0).nonzero().squeeze(-1)
-    rows = rows[torch.randperm(len(rows), device=rows.device)[:_CHECK_ROWS]]
+    affordable = max(100, int(_CHECK_CELLS / model.cells_per_row(len(noise))))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))  # the readings' errors are compared
+    rows = rows[order[: min(_CHECK_ROWS, affordable)].to(rows.device)]
     asked = held_out[:, rows]
     n_asked = max(int(asked.sum()), 1)
     model.remember(seen)
@@ -263,6 +266,9 @@ class _Loop:
         `cells` (M, n, D) is what each member may see.
         """
         self.model.train()
+        learning = {id(p) for p in self.stage.parameters}
+        for p in self.model.parameters():  # no gradients for what stands still
+            p.requires_grad_(id(p) in learning)
         plan, parameters = self.plan, self.stage.parameters
         n_members, n = cells.shape[:2]
         member = torch.arange(n_members, device=values.device).unsqueeze(1)
