@@ -138,6 +138,7 @@ class Neighbours(nn.Module):
             useless = (~kept).to(x.dtype) @ known.transpose(-1, -2) < 0.5
         of_row = of_row.expand(len(useless), -1, -1)  # one question to all, but each may use other cells
         scores = of_row.flatten(0, 1) @ of_bank.flatten(0, 1).T  # one product for all members and heads
-        scores = scores.view(*of_row.shape[:2], *of_bank.shape[:2])  # (M, B, H, N)
-        scores = scores.masked_fill_(useless.unsqueeze(2), torch.finfo(scores.dtype).min)
-        return torch.softmax(scores, -1).transpose(1, 2)
+        shape = (*of_row.shape[:2], *of_bank.shape[:2])  # (M, B, H, N)
+        # Detached: no gradient passes a weight of zero anyway.
+        scores.detach().view(shape).masked_fill_(useless.unsqueeze(2), torch.finfo(scores.dtype).min)
+        return torch.softmax(scores.view(shape), -1).transpose(1, 2)
