@@ -37,6 +37,7 @@ N_FOLDS = 4
 MIN_ROWS = 40  # below, the linear model alone answers
 _BANK_ROWS = 8192  # training rows that vote on a cell
 _EM_ROWS = 20_000  # a linear model does not improve with more
+_FEWEST_STEPS = 50
 _COST = 6e11  # floating-point operations of one training: ten to twenty seconds on a laptop's core
 
 
@@ -290,9 +291,10 @@ def _network_plan(model: MaskedVAE, table: Table) -> Plan:
         plan = Plan(400, 256, 4e-3, n_draws=(4, 4), patience=6, refit=0.1)
     weights = sum(p.numel() for p in model.parameters())
     steps = _affordable(plan.steps, 18 * weights * plan.batch_size * plan.n_draws[1])  # three times a plain product's
-    return replace(plan, steps=steps)
+    batch_size = plan.batch_size if steps > _FEWEST_STEPS else min(64, plan.batch_size)  # very wide
+    return replace(plan, steps=steps, batch_size=batch_size)
 
 
 def _affordable(steps: int, operations: int) -> int:
     """Wide tables get fewer steps; `operations` are those of one."""
-    return min(steps, max(50, int(_COST / operations)))
+    return min(steps, max(_FEWEST_STEPS, int(_COST / operations)))
