@@ -17,7 +17,7 @@ from vaeimpute.linear import Linear
 from vaeimpute.model import MaskedVAE, Stage
 
 _CHECK_ROWS = 1000  # of the rows with held-out cells, so that a look stays cheap
-_CHECK_CELLS = 4e7  # parameters decoded in a look: fewer rows of very wide tables
+_CHECK_CELLS = 60_000  # wide tables have many cells in a row
 _MIN_GAIN = 0.005  # a network must lower the held-out error by this share of the start's
 
 
@@ -161,9 +161,9 @@ def fit_model(
     seen = observed & ~held_out
     # Only rows with something to ask, and no more than it takes to see a difference.
     rows = held_out.any(-1).any(0).nonzero().squeeze(-1)
-    affordable = max(100, int(_CHECK_CELLS / model.cells_per_row(len(noise))))
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))  # the readings' errors are compared
-    rows = rows[order[: min(_CHECK_ROWS, affordable)].to(rows.device)]
+    # The same for both readings, whose errors are compared.
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)
+    rows = rows[order[: max(100, min(_CHECK_ROWS, _CHECK_CELLS // values.shape[1]))]]
     asked = held_out[:, rows]
     n_asked = max(int(asked.sum()), 1)
     model.remember(seen)
