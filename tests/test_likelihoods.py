@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaeimpute.columns import ColumnLikelihoods
+from vaeimpute.distributions import draw_index
 from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, is_discrete
 
 F64 = torch.float64
@@ -315,6 +316,31 @@ def test_leading_dimensions_are_free(lead):
     assert together.features(values).shape == (*lead, together.n_features)
     assert together.answers(params).shape == (*lead, together.n_answers)
     assert together.points(together.answers(params)).shape == values.shape
+
+
+def test_samples_of_some_draws_and_of_some_columns():
+    together = ColumnLikelihoods(SPECS, FLOOR).double()
+    params = torch.randn(2, 3, 5, together.n_params, dtype=F64)  # (M, K, B, P)
+    draws = torch.randint(3, (2, 8, 5))
+    picked = params.take_along_dim(draws.unsqueeze(-1), 1)
+    torch.manual_seed(0)
+    expected = together.sample(picked)
+    torch.manual_seed(0)
+    assert torch.equal(together.sample(params, draws), expected)
+    for column in range(len(SPECS)):
+        wanted = torch.arange(len(SPECS)) == column
+        some = together.sample(params, draws, wanted)
+        assert some.shape == expected.shape
+        assert some[..., column].isfinite().all()
+        assert some[..., column].any()
+
+
+def test_indices_are_drawn_as_often_as_they_should():
+    logits = torch.tensor([[0.0, -1e4, 1.0, 2.0], [-1e4, -1e4, 5.0, -1e4]]).log_softmax(-1)
+    index = draw_index(logits.expand(50_000, -1, -1))
+    share = torch.nn.functional.one_hot(index, 4).double().mean(0)
+    torch.testing.assert_close(share, logits.exp().double(), atol=0.01, rtol=0)
+    assert (share[logits < -100] == 0).all()
 
 
 @families

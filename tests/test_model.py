@@ -184,6 +184,22 @@ def test_cells_of_a_lone_cell_are_the_row(ensemble, table):
     torch.testing.assert_close(cells[:, 5], log_evidence(ensemble, table.values, one), rtol=0, atol=0.25)
 
 
+def test_columns_hidden_together_do_not_see_each_other(ensemble, table):
+    each = cell_log_density(ensemble, table.values, table.observed)
+    assert torch.equal(cell_log_density(ensemble, table.values, table.observed, n_passes=7), each)
+    together = cell_log_density(ensemble, table.values, table.observed, n_passes=1)
+    for column in range(7):
+        alone = torch.zeros_like(table.observed)
+        alone[:, column] = table.observed[:, column]
+        torch.testing.assert_close(together[:, column], cell_log_density(ensemble, table.values, alone)[:, column])
+
+
+def test_both_readings_have_the_same_backbone(ensemble):
+    by_column = [r.likelihoods.feature_columns.argsort(stable=True) for r in ensemble.readings]
+    for joint, conditional in zip(*(r.linear for r in ensemble.readings), strict=True):
+        assert torch.equal(joint[:, by_column[0]], conditional[:, by_column[1]])
+
+
 # ---- seeds, files, time ------------------------------------------------------------------------------------------
 
 

@@ -90,10 +90,21 @@ class ColumnLikelihoods(nn.Module):
         parts = zip(self.groups, self._params(params), self._split(values), strict=True)
         return self._join([g(p).log_prob(v) for g, p, v in parts])
 
-    def sample(self, params: Tensor) -> Tensor:
-        """One draw of each cell, (..., D), from PyTorch's global generator."""
-        parts = zip(self.groups, self._params(params), strict=True)
-        return self._join([g(p).sample().to(params.dtype) for g, p in parts])
+    def sample(self, params: Tensor, draws: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
+        """One draw of each cell, (..., D), from PyTorch's global generator.
+
+        `draws` (M, S, B) picks S among the K of the parameters (M, K, B, P). Columns that are not `wanted` (D,) may
+        come as zeros, which saves time.
+        """
+        shape = params.shape[:-1] if draws is None else draws.shape
+        parts = []
+        for group, columns, p in zip(self.groups, self.order.split(self._sizes), self._params(params), strict=True):
+            if wanted is not None and not wanted[columns].any():
+                parts.append(params.new_zeros(*shape, len(columns)))
+                continue
+            picked = p if draws is None else p.take_along_dim(draws[..., None, None], 1)
+            parts.append(group(picked).sample().to(params.dtype))
+        return self._join(parts)
 
     def answers(self, params: Tensor) -> Tensor:
         """Expected numbers and class probabilities, (..., A): what is averaged over draws, members and readings."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributions as dist
 
+_FEW = 8  # numbers in a row
 _OUTSIDE = -1e4  # log-density of the histogram beyond its bins: finite, so that no gradient is NaN
 
 
@@ -16,7 +18,7 @@ class LevelDistribution(dist.Distribution):
     """Distribution over the values ``points`` (C, N) with `logits` (..., C, N)."""
 
     def __init__(self, logits: Tensor, points: Tensor, cuts: Tensor) -> None:
-        self.logits = logits.log_softmax(-1)
+        self.logits = by_level(torch.log_softmax, logits)
         self.points, self.cuts = points, cuts
         super().__init__(logits.shape[:-1], validate_args=False)
 
@@ -28,7 +30,7 @@ class LevelDistribution(dist.Distribution):
         return pick(self.logits, bin_of(value, self.cuts))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        index = dist.Categorical(logits=self.logits, validate_args=False).sample(torch.Size(sample_shape))
+        index = draw_index(self.logits.expand(*sample_shape, *self.logits.shape))
         return pick(self.points.expand(*index.shape, -1), index)
 
 
@@ -64,7 +66,7 @@ class HistogramMixture(dist.Distribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        index = dist.Categorical(logits=self.logits, validate_args=False).sample(torch.Size(sample_shape))
+        index = draw_index(self.logits.expand(*sample_shape, *self.logits.shape))
         low, width, point = (pick(t.expand(*index.shape, -1), index) for t in (self.low, self.width, self.points))
         # Uniform on either side of the bin's mean, which so stays the mean of the draws.
         t = ((point - low) / width).clamp(0, 1)
@@ -83,3 +85,20 @@ def bin_of(values: Tensor, cuts: Tensor) -> Tensor:
 def pick(table: Tensor, index: Tensor) -> Tensor:
     """Entry of `table` (..., N) at each `index` (...)."""
     return table.gather(-1, index.expand(table.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+
+def draw_index(logits: Tensor) -> Tensor:
+    """One index (...) from each row of normalised `logits` (..., N): where a uniform number falls.
+
+    Several times as fast as PyTorch's own, which draws N numbers for each.
+    """
+    cumulated = logits.exp().cumsum(-1)
+    u = torch.rand_like(cumulated[..., :1]) * cumulated[..., -1:]
+    return torch.searchsorted(cumulated, u, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def by_level(function: Callable[[Tensor, int], Tensor], logits: Tensor) -> Tensor:
+    """`function` (a softmax) along the last axis (..., N); PyTorch is slow there when N is small."""
+    if logits.shape[-1] > _FEW:
+        return function(logits, -1)
+    return function(logits.movedim(-1, 0).contiguous(), 0).movedim(0, -1)

@@ -38,7 +38,9 @@ R = TypeVar("R", bound=MaskedVAE)
 MIN_ROWS = 40  # below, the linear model alone answers
 _BANK_ROWS = 8192  # training rows that vote on a cell
 _CHECK_ROWS = 1000  # of the rows with held-out cells, so that a look stays cheap
+_CHECK_CELLS = 60_000  # wide tables have many cells in a row
 _EM_ROWS = 20_000  # a linear model does not improve with more
+_FEWEST_STEPS = 50
 _COST = 6e11  # floating-point operations of one training: ten to twenty seconds on a laptop's core
 
 
@@ -114,13 +116,17 @@ def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> 
     values, observed = table.values.to(dtype), table.observed
     held_out = observed & (torch.rand(_n_members(len(values)), *observed.shape, device=values.device) < HELD_OUT)
     seen = observed & ~held_out
+    # Only rows with something to ask, and no more than it takes to see a difference; the same for both readings.
+    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)
+    most = max(100, min(_CHECK_ROWS, _CHECK_CELLS // values.shape[1]))
+    rows = rows[torch.randperm(len(rows), device=rows.device)[:most]]
     specs = cell_specs(table)
     start = _LinearStart(table, specs[0], held_out)
 
     def train(kind: type[R], name: str, specs: list[CellSpec], share: float) -> _Trained[R]:
-        features = ColumnLikelihoods(specs).to(values.device, torch.float64)
-        linear, folds = start.fit(features, dtype, with_folds=kind is ConditionalVAE)
         model = kind(_config(kind, table, start.rank, start.level), specs).to(values.device, dtype)
+        linear, folds = start.backbones(model.likelihoods, dtype)
+        folds = folds if kind is ConditionalVAE else None
         model.start(linear, values, observed)
         plans = _plans(model, table)
         n_steps = sum(plan.steps for plan in plans)
@@ -128,9 +134,6 @@ def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> 
         def report(record: dict) -> None:
             on_check(name, record, n_steps)
 
-        # Only rows with something to ask, and no more than it takes to see a difference.
-        rows = held_out.any(-1).any(0).nonzero().squeeze(-1)
-        rows = rows[torch.randperm(len(rows), device=rows.device)[:_CHECK_ROWS]]
         noise = latent_noise(model, 16 if kind is JointVAE else 4)
         check = Check(values[rows], seen[:, rows], held_out[:, rows], noise)
         fit = fit_model(model, values, seen, check, plans, folds=folds, clock=clock, share=share, on_check=report)
@@ -153,35 +156,44 @@ def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> 
 
 
 class _LinearStart:
-    """Linear backbones of one table: rank and noise floor chosen once, then fitted per reading, member and fold."""
+    """Linear backbones of one table: rank and noise floor chosen, then one fit per member and fold, for both readings.
+
+    The readings have the same features in another order; here they stand in the order of the table's columns.
+    """
 
     def __init__(self, table: Table, specs: list[CellSpec], held_out: Tensor) -> None:
         n = len(table.values)
         rows = torch.randperm(n, device=table.values.device)[:_EM_ROWS]
-        self.values, self.observed, self.held_out = table.values[rows].double(), table.observed[rows], held_out[:, rows]
-        self.row_numbers, self.n = rows, n
         likelihoods = ColumnLikelihoods(specs).to(rows.device, torch.float64)
-        columns = likelihoods.feature_columns
-        features, observed, floor = self._features(likelihoods, FLOORS[0])
+        order = likelihoods.feature_columns.argsort(stable=True)
+        columns = likelihoods.feature_columns[order]
+        features, observed = (
+            likelihoods.features(table.values[rows].double())[:, order],
+            table.observed[rows][:, columns],
+        )
+        hidden, floor = held_out[:, rows][..., columns], likelihoods.noise_floor()[order].double()
         weight = 1 / torch.bincount(columns)[columns].double()
-        self.rank, chosen = choose_linear(features, observed, self.held_out[0][:, columns], floor, weight=weight)
+        at_most = floor.clamp(min=FLOORS[0])
+        self.rank, chosen = choose_linear(features, observed, hidden[0], at_most, weight=weight)
         self.level = min(chosen.min().item(), FLOORS[0])
+        floor = floor.clamp(min=self.level)
+        # Members are blind to their held-out cells, a fold's backbone to the rows of that fold.
+        self.members = [fit_linear(features, observed & ~h, self.rank, floor) for h in hidden]
+        self.fold_rows, self.folds = [], []
+        if MIN_ROWS <= n <= _EM_ROWS:
+            fold = torch.arange(n, device=rows.device) % N_FOLDS
+            self.fold_rows = [rows[fold == f] for f in range(N_FOLDS)]
+            parts = [fold != f for f in range(N_FOLDS)]
+            self.folds = [fit_linear(features[part], observed[part], self.rank, floor, 20) for part in parts]
 
-    def fit(self, likelihoods: ColumnLikelihoods, dtype: torch.dtype, with_folds: bool) -> tuple[Linear, Folds | None]:
-        """One backbone per member, blind to its held-out cells; per fold one for the rows of that fold."""
-        features, observed, floor = self._features(likelihoods, self.level)
-        hidden = self.held_out[..., likelihoods.feature_columns]
-        fits = [fit_linear(features, observed & ~h, self.rank, floor) for h in hidden]
-        linear = Linear(*(torch.stack(p) for p in zip(*fits, strict=True))).to(dtype)
-        if not with_folds or self.n > _EM_ROWS or self.n < MIN_ROWS:
-            return linear, None
-        fold = torch.arange(self.n, device=features.device) % N_FOLDS
-        linears = [fit_linear(features[fold != f], observed[fold != f], self.rank, floor, 20) for f in range(N_FOLDS)]
-        return linear, Folds([self.row_numbers[fold == f] for f in range(N_FOLDS)], [fit.to(dtype) for fit in linears])
-
-    def _features(self, likelihoods: ColumnLikelihoods, level: float) -> tuple[Tensor, Tensor, Tensor]:
-        floor = likelihoods.noise_floor().to(self.values).clamp(min=level)
-        return likelihoods.features(self.values), self.observed[:, likelihoods.feature_columns], floor
+    def backbones(self, likelihoods: ColumnLikelihoods, dtype: torch.dtype) -> tuple[Linear, Folds | None]:
+        """The members' and the folds', as one reading lays out its features."""
+        place = likelihoods.feature_columns.argsort(stable=True).argsort()
+        members, folds = (
+            [Linear(*(p[place] for p in linear)).to(dtype) for linear in fits] for fits in (self.members, self.folds)
+        )
+        stacked = Linear(*(torch.stack(p) for p in zip(*members, strict=True)))
+        return stacked, Folds(self.fold_rows, folds) if folds else None
 
 
 def _shares(joint: Tensor, conditional: Tensor) -> Tensor:
@@ -212,25 +224,22 @@ def _spread(
     n_rows = max(100, min(1000, 10_000 // values.shape[1]))  # wide tables have many cells in a row
     rows = held_out.any(-1).any(0).nonzero().squeeze(-1)[:n_rows]
     spread = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
-    if len(rows) == 0:
+    columns = continuous.nonzero().squeeze(-1)
+    asked = held_out[:, rows][..., columns]
+    if not asked.any():
         return spread
-    M = len(held_out)
-    x, asked = values[rows].expand(M, -1, -1), held_out[:, rows]
-    seen = observed[rows] & ~asked
-    a, b = (draw_per_member(model, x, seen, n_draws) for model in (joint, conditional))
-    pick = torch.rand(n_draws, 1, len(rows), 1, device=values.device) < share
+    x, seen = values[rows].expand(len(held_out), -1, -1), observed[rows] & ~held_out[:, rows]
+    a, b = (draw_per_member(model, x, seen, n_draws, columns) for model in (joint, conditional))
+    pick = torch.rand(n_draws, 1, len(rows), 1, device=values.device) < share[columns]
     drawn = torch.where(pick, a, b)
     center = drawn.mean(0)
     # The order statistic that a further draw exceeds with the right probability (Weibull's plotting position).
     position = (level * (n_draws + 1) - 1) / (n_draws - 1)
     half_width = (drawn - center).abs().quantile(position, 0).clamp(min=1e-6)
-    ratio = (x - center).abs() / half_width
-    asked = asked & continuous
-    if not asked.any():
-        return spread
+    ratio = (x[..., columns] - center).abs() / half_width
     pooled = ratio[asked].quantile(level)
-    for column in continuous.nonzero().squeeze(-1).tolist():
-        own = ratio[..., column][asked[..., column]]
+    for place, column in enumerate(columns.tolist()):
+        own = ratio[..., place][asked[..., place]]
         if len(own):  # as many pseudo-cells at the pooled factor as it takes to trust a quantile
             weight = len(own) / (len(own) + 50)
             spread[column] = (weight * own.quantile(level).log() + (1 - weight) * pooled.log()).exp()
@@ -289,9 +298,10 @@ def _network_plan(model: MaskedVAE, table: Table) -> Plan:
         plan = Plan(400, 256, 4e-3, n_draws=(4, 4), patience=6, refit=0.1)
     weights = sum(p.numel() for p in model.parameters())
     steps = _affordable(plan.steps, 18 * weights * plan.batch_size * plan.n_draws[1])  # three times a plain product's
-    return replace(plan, steps=steps)
+    batch_size = plan.batch_size if steps > _FEWEST_STEPS else min(64, plan.batch_size)  # very wide
+    return replace(plan, steps=steps, batch_size=batch_size)
 
 
 def _affordable(steps: int, operations: int) -> int:
     """Wide tables get fewer steps; `operations` are those of one."""
-    return min(steps, max(50, int(_COST / operations)))
+    return min(steps, max(_FEWEST_STEPS, int(_COST / operations)))

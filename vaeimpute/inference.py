@@ -109,19 +109,24 @@ def draw(ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int) -> 
     return torch.where(observed, values, spread)
 
 
-def draw_per_member(model: Reading, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
-    """Draws of every cell by every member from what it is given, (M, n, D) to (n_draws, M, n, D)."""
-    with torch.no_grad():
-        chunks = _chunks(model, values.shape[1], max(len(latent_noise(model)), n_draws))
-        return torch.cat([_draw_chunk(model, values[:, rows], observed[:, rows], n_draws) for rows in chunks], 2)
+@torch.no_grad()
+def draw_per_member(model: Reading, values: Tensor, observed: Tensor, n_draws: int, columns: Tensor) -> Tensor:
+    """Draws of some columns (C,) by every member from what it is given, (M, n, D) to (n_draws, M, n, C)."""
+    wanted = torch.zeros(values.shape[-1], dtype=torch.bool, device=values.device).index_fill(0, columns, True)
+    parts = [
+        _draw_chunk(model, values[:, rows], observed[:, rows], n_draws, wanted).index_select(-1, columns)
+        for rows in _chunks(model, values.shape[1], max(len(latent_noise(model)), n_draws))
+    ]
+    return torch.cat(parts, 2)
 
 
-def _draw_chunk(model: Reading, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
+def _draw_chunk(
+    model: Reading, values: Tensor, observed: Tensor, n_draws: int, wanted: Tensor | None = None
+) -> Tensor:
     params, log_w = model.draws(values, observed, latent_noise(model))
     weights = torch.softmax(log_w, 1).transpose(1, 2).flatten(0, 1)  # (M * B, K)
     index = torch.multinomial(weights, n_draws, replacement=True).unflatten(0, (-1, values.shape[1]))  # (M, B, S)
-    index = index.permute(0, 2, 1).unsqueeze(-1)
-    return model.likelihoods.sample(params.take_along_dim(index, 1)).transpose(0, 1)
+    return model.likelihoods.sample(params, index.transpose(1, 2), wanted).transpose(0, 1)
 
 
 @torch.no_grad()
@@ -140,23 +145,27 @@ def log_evidence(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def cell_log_density(ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int | None = None) -> Tensor:
+def cell_log_density(
+    ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int | None = None, n_passes: int | None = None
+) -> Tensor:
     """``log p(x_j | the other observed cells)``, (n, D), of the joint reading; zero where the cell is not observed.
 
-    Each cell is hidden in turn and the row encoded again: a pass that saw the cell would excuse it.
+    Each cell is hidden in turn and the row encoded again: a pass that saw the cell would excuse it. With fewer passes
+    than columns, several columns are hidden at a time.
     """
     out = torch.zeros_like(values)
     model = ensemble.joint
     noise = latent_noise(model, n_draws)
-    for column in range(values.shape[1]):
-        rest = observed.clone()
-        rest[:, column] = False
+    n_passes = n_passes or values.shape[1]
+    for first in range(n_passes):
+        hidden = torch.arange(first, values.shape[1], n_passes, device=values.device)
+        rest = observed.index_fill(1, hidden, False)
         for rows in _chunks(model, len(values), len(noise)):
             x, o = _for_members(model, values[rows], rest[rows])
             params, log_w = model.draws(x, o, noise)
-            log_px = model.likelihoods.log_prob(params, x.unsqueeze(1))[..., column]  # (M, K, B)
-            log_p = torch.logsumexp(log_w.log_softmax(1) + log_px, 1)
-            out[rows, column] = torch.logsumexp(log_p, 0) - math.log(len(log_p))
+            log_px = model.likelihoods.log_prob(params, x.unsqueeze(1))[..., hidden]  # (M, K, B, hidden)
+            log_p = torch.logsumexp(log_w.log_softmax(1).unsqueeze(-1) + log_px, 1)
+            out[rows, first::n_passes] = torch.logsumexp(log_p, 0) - math.log(len(log_p))
     return torch.where(observed, out, 0)
 
 

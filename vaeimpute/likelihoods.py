@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributions as dist
 
-from vaeimpute.distributions import HistogramMixture, LevelDistribution, pick
+from vaeimpute.distributions import HistogramMixture, LevelDistribution, by_level, pick
 
 _IMPOSSIBLE = -1e4  # logit of a level that only pads a group: finite, so that no gradient is NaN
 _FAR = 1e4  # cut point above a level that only pads a group: finite for the same reason
@@ -162,7 +162,7 @@ class Levels(Likelihood):
         return -0.5 * standard.square().clamp(max=-_IMPOSSIBLE) + self.mask
 
     def answers(self, params: Tensor) -> Tensor:
-        return (params.softmax(-1) * self.grid).sum(-1)
+        return (by_level(torch.softmax, params) * self.grid).sum(-1)
 
 
 class Histogram(Likelihood):
@@ -316,7 +316,7 @@ class Categorical(Likelihood):
         return (nn.functional.softplus(p, beta=20) + 1e-4).log() + self.mask
 
     def answers(self, params: Tensor) -> Tensor:
-        return self.classes.flat((params + self.mask).softmax(-1))
+        return self.classes.flat(by_level(torch.softmax, params + self.mask))
 
     def targets(self, values: Tensor) -> Tensor:
         return self.classes.flat(self.classes.one_hot(values))

@@ -42,11 +42,12 @@ class Linear(NamedTuple):
 
 
 class Conditional(NamedTuple):
-    """Mean and variance of every cell (..., B, F) given the kept ones, and the factor `chol` that gave them."""
+    """Mean and variance of every cell (..., B, F) given the kept ones, and the `inverse` (..., B, L, L) of the factor
+    of the posterior precision that gave them."""
 
     mean: Tensor
     variance: Tensor
-    chol: Tensor
+    inverse: Tensor
 
 
 def posterior(values: Tensor, observed: Tensor, linear: Linear) -> tuple[Tensor, Tensor]:
@@ -68,18 +69,21 @@ def posterior(values: Tensor, observed: Tensor, linear: Linear) -> tuple[Tensor,
     chol : Tensor of shape (..., B, L, L)
         Lower Cholesky factor of the posterior precision P.
     """
-    W, _, psi = linear
     rank = linear.rank
-    outer = (W.unsqueeze(-1) * W.unsqueeze(-2)).flatten(-2)  # (..., F, L*L)
-    P = ((observed / psi.unsqueeze(-2)) @ outer).unflatten(-1, (rank, rank))
-    chol = torch.linalg.cholesky(P + torch.eye(rank, dtype=W.dtype, device=W.device))
-    return _posterior_mean(values, observed, linear, chol), chol
+    P = ((observed / linear.psi.unsqueeze(-2)) @ _outer(linear.W)).unflatten(-1, (rank, rank))
+    chol = torch.linalg.cholesky(P + torch.eye(rank, dtype=P.dtype, device=P.device))
+    return torch.cholesky_solve(_evidence(values, observed, linear).unsqueeze(-1), chol).squeeze(-1), chol
 
 
-def _posterior_mean(values: Tensor, observed: Tensor, linear: Linear, chol: Tensor) -> Tensor:
+def _outer(W: Tensor) -> Tensor:
+    """``w_j w_j'`` of each feature, (..., F, L * L)."""
+    return (W.unsqueeze(-1) * W.unsqueeze(-2)).flatten(-2)
+
+
+def _evidence(values: Tensor, observed: Tensor, linear: Linear) -> Tensor:
+    """``sum_{j in O} w_j (x_j - b_j) / psi_j``, (..., B, L)."""
     W, b, psi = linear
-    h = torch.where(observed, (values - b.unsqueeze(-2)) / psi.unsqueeze(-2), 0) @ W
-    return torch.cholesky_solve(h.unsqueeze(-1), chol).squeeze(-1)
+    return torch.where(observed, (values - b.unsqueeze(-2)) / psi.unsqueeze(-2), 0) @ W
 
 
 def conditional(values: Tensor, observed: Tensor, linear: Linear) -> Conditional:
@@ -88,16 +92,22 @@ def conditional(values: Tensor, observed: Tensor, linear: Linear) -> Conditional
     ``W m + b`` and ``w_j' P^-1 w_j + psi_j``.
     """
     m, chol = posterior(values, observed, linear)
-    W_t = linear.W.transpose(-1, -2)  # (..., L, F)
-    half = torch.linalg.solve_triangular(chol, W_t.unsqueeze(-3), upper=False)  # (..., B, L, F)
-    mean = m @ W_t + linear.b.unsqueeze(-2)
-    return Conditional(mean, half.square().sum(-2) + linear.psi.unsqueeze(-2), chol)
+    eye = torch.eye(linear.rank, dtype=chol.dtype, device=chol.device).expand_as(chol)
+    inverse = torch.linalg.solve_triangular(chol, eye, upper=False)
+    # The posterior covariance times w_j w_j': one product for all cells of all rows.
+    spread = (inverse.transpose(-1, -2) @ inverse).flatten(-2) @ _outer(linear.W).transpose(-1, -2)
+    return Conditional(_cells(m, linear), spread.clamp(min=0) + linear.psi.unsqueeze(-2), inverse)
 
 
-def conditional_mean(values: Tensor, observed: Tensor, linear: Linear, chol: Tensor) -> Tensor:
-    """The mean alone, for other values in the same observed cells: `chol` is that of `conditional`."""
-    m = _posterior_mean(values, observed, linear, chol)
-    return m @ linear.W.transpose(-1, -2) + linear.b.unsqueeze(-2)
+def conditional_mean(values: Tensor, observed: Tensor, linear: Linear, inverse: Tensor) -> Tensor:
+    """The mean alone, for other values (M, H, B, F) in the same observed cells: `inverse` is that of `conditional`."""
+    h = _evidence(values, observed, linear).transpose(1, 2)  # (M, B, H, L)
+    return _cells((h @ inverse.transpose(-1, -2) @ inverse).transpose(1, 2), linear)
+
+
+def _cells(z: Tensor, linear: Linear) -> Tensor:
+    """``W z + b``, (..., B, F)."""
+    return z @ linear.W.transpose(-1, -2) + linear.b.unsqueeze(-2)
 
 
 def log_likelihood(values: Tensor, observed: Tensor, linear: Linear) -> Tensor:

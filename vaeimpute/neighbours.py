@@ -92,15 +92,16 @@ class Neighbours(nn.Module):
             The part of the bank that is asked.
         """
         bank, known = self.bank[voters], self.known[:, voters].to(x.dtype)
-        weights = self._weights(x, kept, rows, voters, known)
+        weights = self._weights(x, kept, rows, voters, known).transpose(1, 2)  # (M, B, H, N)
         cells = bank * known
         values = torch.cat([cells, cells * bank, known, bank.expand_as(known)], -1)
-        voted, squares, share, center = (weights.flatten(1, 2) @ values).unflatten(1, weights.shape[1:3]).chunk(4, -1)
+        sums = (weights.flatten(1, 2) @ values).unflatten(1, weights.shape[1:3])
+        voted, squares, share, center = sums.transpose(1, 2).chunk(4, -1)
         mean = given.mean.unsqueeze(1)
         total = share + _BACKBONE  # where nobody knows the cell, the backbone does
         voted = (voted + _BACKBONE * mean) / total
         squares = (squares + _BACKBONE * (mean.square() + given.variance.unsqueeze(1))) / total
-        way = mean - conditional_mean(center, kept.unsqueeze(1), linear.per_head(), given.chol.unsqueeze(1))
+        way = mean - conditional_mean(center, kept.unsqueeze(1), linear.per_head(), given.inverse)
         variance = (squares - voted.square()).clamp(min=0)
         move = torch.sigmoid(self.slope) * share / total  # the backbone answers where the row is
         return Votes(voted + move * way, variance, share.expand_as(voted))
@@ -136,5 +137,8 @@ class Neighbours(nn.Module):
         else:
             useless = (~kept).to(x.dtype) @ known.transpose(-1, -2) < 0.5
         of_row = of_row.expand(len(useless), -1, -1)  # one question to all, but each may use other cells
-        scores = of_row.unsqueeze(1) @ of_bank.transpose(-1, -2)  # (M, H, B, N)
-        return torch.softmax(scores.masked_fill_(useless.unsqueeze(1), torch.finfo(scores.dtype).min), -1)
+        scores = of_row.flatten(0, 1) @ of_bank.flatten(0, 1).T  # one product for all members and heads
+        shape = (*of_row.shape[:2], *of_bank.shape[:2])  # (M, B, H, N)
+        # Detached: no gradient passes a weight of zero anyway.
+        scores.detach().view(shape).masked_fill_(useless.unsqueeze(2), torch.finfo(scores.dtype).min)
+        return torch.softmax(scores.view(shape), -1).transpose(1, 2)

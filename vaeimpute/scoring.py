@@ -18,8 +18,10 @@ _BODY = 0.95  # quantile up to which a tail is counted; an exponential carries i
 _STEPS = (0.3, 0.5, 0.7, 0.9)  # shares of observed cells between which rows are compared
 _MIN_GROUP = 100
 _CALIBRATION_ROWS = 2000
-_SURPRISE_ROWS = 200  # the mean of a column needs no more, and each takes a pass per column
+_SURPRISE_ROWS = 200  # the mean of a column needs no more
+_SURPRISE_PASSES = 20  # over these rows; in wide tables several columns share one
 _SURPRISE_DRAWS = 16
+_SURPRISE_CELLS = 1.5e8  # parameters decoded by all passes: some three seconds on a laptop's core
 _ORDINARY = 0.97  # share of the rows that shape the calibration by mask
 
 
@@ -225,8 +227,10 @@ def calibrate(ensemble: Ensemble, values: Tensor, observed: Tensor, seed: int) -
     rng = np.random.default_rng(seed)
     rows = torch.as_tensor(rng.permutation(len(values))[:_CALIBRATION_ROWS], device=values.device)
     values, observed = values[rows].to(ensemble.share), observed[rows]
-    few = slice(0, max(20, min(_SURPRISE_ROWS, 4_000 // values.shape[1])))
-    log_density = inference.cell_log_density(ensemble, values[few], observed[few], _SURPRISE_DRAWS)
+    n_passes = min(values.shape[1], _SURPRISE_PASSES)
+    affordable = int(_SURPRISE_CELLS / (n_passes * ensemble.joint.cells_per_row(_SURPRISE_DRAWS)))
+    few = slice(0, max(20, min(_SURPRISE_ROWS, affordable)))
+    log_density = inference.cell_log_density(ensemble, values[few], observed[few], _SURPRISE_DRAWS, n_passes)
     surprise = column_surprise(log_density.double().cpu().numpy(), observed[few].cpu().numpy())
     rate = rng.uniform(0, 0.8, (len(rows), 1)) * (rng.random((len(rows), 1)) < 0.75)
     kept = observed & torch.as_tensor(rng.random(observed.shape) >= rate).to(observed.device)

@@ -266,6 +266,9 @@ class _Loop:
         `cells` (M, n, D) is what each member may see.
         """
         self.model.train()
+        learning = {id(p) for p in self.stage.parameters}
+        for p in self.model.parameters():  # no gradients for what stands still
+            p.requires_grad_(id(p) in learning)
         plan, parameters = self.plan, self.stage.parameters
         n_members, n = cells.shape[:2]
         member = torch.arange(n_members, device=values.device).unsqueeze(1)

@@ -168,8 +168,12 @@ class Pixels(nn.Module):
         """Expected surprise of each pixel, (..., D)."""
         return self.family.entropy(self._split(params))
 
-    def sample(self, params: Tensor) -> Tensor:
-        """One draw of each pixel, (..., D), from PyTorch's global generator."""
+    def sample(self, params: Tensor, draws: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
+        """One draw of each pixel, (..., D), from PyTorch's global generator.
+
+        `draws` (M, S, B) picks S among the K of the parameters (M, K, B, P); all pixels are drawn, `wanted` or not.
+        """
+        params = params if draws is None else params.take_along_dim(draws.unsqueeze(-1), 1)
         return self.family.sample(self._split(params))
 
     def answers(self, params: Tensor) -> Tensor:
