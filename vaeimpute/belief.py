@@ -20,7 +20,7 @@ _PATHS = 5  # each starts with another of a row's strangest cells doubted
 _MOVES = 6  # of a path: the cell that gains most is doubted, or believed again
 _NEARLY = 4.0  # nats that a first doubt may cost: what it brings shows only later
 _DOUBTED = 0.34  # share of a row's cells
-_MOST = 1e4  # nats: beyond, single precision would lose the others
+_MOST = 1e30  # nats
 
 
 class Cells(NamedTuple):
@@ -75,7 +75,8 @@ def doubtful(
 
 
 def _gain(said: Cells, price: Tensor) -> Tensor:
-    return (-said.log_density - price).clamp(-_MOST, _MOST)
+    # in double precision: the energy that one ruin of a cell costs must not drown that of the others
+    return (-said.log_density - price).double().clamp(-_MOST, _MOST)
 
 
 def _weight(energy: Tensor, gain: Tensor, believed: Tensor) -> Tensor:
@@ -87,9 +88,10 @@ def _average(seen: list[tuple[Tensor, Tensor, Cells]], columns: Tensor) -> Cells
     _, top, start = seen[0]
     for rows, weight, _ in seen[1:]:
         top = top.index_put((rows,), torch.maximum(top[rows], weight))
-    total, answers, density = torch.zeros_like(top), torch.zeros_like(start.answers), torch.full_like(top, -math.inf)
+    total, answers = torch.zeros_like(start.log_density), torch.zeros_like(start.answers)
+    density = torch.full_like(total, -math.inf)
     for rows, weight, said in seen:
-        share = weight - top[rows]
+        share = (weight - top[rows]).to(start.answers)
         total[rows] += share.exp()
         answers[rows] += share.exp()[:, columns] * said.answers
         density[rows] = torch.logaddexp(density[rows], share + said.log_density)
