@@ -11,12 +11,12 @@ and one that comes with scikit-learn. Protocols:
 - ``unsupervised``: fit to all rows, outliers among them, and score the same rows.
 - ``missing``: as ``semi``, with 20% holes (MCAR) at fit and a share of ``rate`` when scored.
 - ``cells``: ordinary rows, a twentieth of whose cells get an error (a shift of 3 to 5 standard deviations, a swap with
-  another row), without and with such errors in the training rows.
+  another row, another level of a class; the last on mixed tables of the imputation benchmark), without and with such
+  errors in the training rows.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -39,11 +39,14 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 
+from benchmarks import cells
+from benchmarks import datasets as tables
+from benchmarks.run import append_line, cut_unfinished_line, read_lines
 from vaeimpute import VAEOutlierDetector
 
 RESULTS = Path(__file__).parent / "results" / "anomaly.jsonl"
 KEY = ("set", "protocol", "rate", "max_rows", "seed", "method")
-MISSING_AT_FIT, CORRUPTED = 0.2, 0.05
+MISSING_AT_FIT = 0.2
 
 Score = Callable[[np.ndarray], np.ndarray]
 Detector = Callable[[np.ndarray, int, bool], Score]  # (training rows, seed, outliers among them) -> a score of rows
@@ -256,59 +259,29 @@ def _timed(train, test, y, seed, detector, polluted) -> tuple[dict, Score]:
     return line, score
 
 
-def corrupt(X: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """X with errors in a twentieth of its cells, and which they are."""
-    wrong = rng.random(X.shape) < CORRUPTED
-    if kind == "shift":
-        new = X + rng.choice([-1, 1], X.shape) * rng.uniform(3, 5, X.shape) * X.std(0)
-    else:  # the value of another row
-        new = np.take_along_axis(X, rng.integers(len(X), size=X.shape), 0)
-        wrong &= new != X
-    return np.where(wrong, new, X), wrong
-
-
-def cells(name: str, rate: float, max_rows: int, seed: int, method: str, kind: str, polluted: bool) -> dict:
-    """Which cells are wrong, and what they should be, in units of the column's standard deviation."""
-    X, y = load(name, max_rows)
-    train, test, _ = split(X[~y], np.zeros((~y).sum(), bool), seed)
-    varied = train.std(0) > 0
-    train, test = train[:, varied], test[:, varied]
-    unit = train.std(0)
-    rng = np.random.default_rng(zlib.crc32(f"{name} {kind} {seed}".encode()))
-    holed, wrong = corrupt(test, kind, rng)
-    if polluted:
-        train = corrupt(train, kind, rng)[0]
-    mean, sd = train.mean(0), train.std(0)
-    start = time.perf_counter()
-    if method == "vaeimpute":
-        detector = VAEOutlierDetector(random_state=seed, robust=polluted).fit(train)
-        scores, repaired = detector.cell_anomaly_score(holed), detector.repair(holed, threshold=-np.inf)
-    elif method == "fa":
-        model = FactorAnalysis(min(8, train.shape[1]), random_state=seed).fit((train - mean) / sd)
-        z = (holed - mean) / sd
-        said = model.transform(z) @ model.components_
-        scores, repaired = np.abs(z - said) / np.sqrt(model.noise_variance_), mean + sd * said
-    else:  # |z|
-        scores, repaired = np.abs(holed - mean) / sd, np.broadcast_to(mean, holed.shape)
-    miss = ((repaired - test) / unit)[wrong]
-    return {
-        "auroc": roc_auc_score(wrong.ravel(), scores.ravel()),
-        "ap": average_precision_score(wrong.ravel(), scores.ravel()),
-        "repair_rmse": float(np.sqrt((miss**2).mean())),
-        "fit_seconds": time.perf_counter() - start,
-        "rows": len(train),
-        "columns": train.shape[1],
-    }
+def wrong_cells(name: str, max_rows: int, seed: int, method: str, protocol: str) -> dict:
+    """Fit to half of the ordinary rows, plant errors in the others."""
+    how, kind, polluted = cells.PROTOCOLS[protocol]
+    if how is cells.classes:
+        table = tables.load(name, max_rows)
+        order = np.random.default_rng(seed).permutation(len(table))
+        train, test = (table.iloc[part].reset_index(drop=True) for part in np.array_split(order, 2))
+    else:
+        X, y = load(name, max_rows)
+        train, test, _ = split(X[~y], np.zeros((~y).sum(), bool), seed)
+    return how(name, train, test, seed, method, kind, polluted)
 
 
 PROTOCOLS = {"semi": semi, "unsupervised": unsupervised, "missing": missing}
 RATES = {"semi": (0.0,), "unsupervised": (0.0,), "missing": (0.0, 0.3, 0.5)}
-CELL_METHODS = ("z", "fa", "vaeimpute")
-CELL_PROTOCOLS = {
-    f"cells {kind}{', errors in training' if polluted else ''}": (kind, polluted)
-    for kind in ("shift", "swap")
-    for polluted in (False, True)
-}
+MIXED = [
+    "penguins",
+    "heart_cleveland",
+    "credit_approval",
+    "german_credit",
+    "obesity_levels",
+    "adult",
+]  # they have classes
 
 
 # --- running and reporting --------------------------------------------------------------------------------------------
@@ -317,15 +290,14 @@ CELL_PROTOCOLS = {
 def run_one(key: dict) -> dict:
     """The result of one line."""
     where = (key["set"], key["rate"], key["max_rows"], key["seed"])
-    if key["protocol"] in CELL_PROTOCOLS:
-        return cells(*where, key["method"], *CELL_PROTOCOLS[key["protocol"]])
+    if key["protocol"] in cells.PROTOCOLS:
+        return wrong_cells(key["set"], key["max_rows"], key["seed"], key["method"], key["protocol"])
     return PROTOCOLS[key["protocol"]](*where, METHODS[key["method"]])
 
 
 def read(file: Path) -> list[dict]:
     """Finished lines of a results file; the last one counts."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    return list({tuple(line[k] for k in KEY): line for line in map(json.loads, filter(None, lines))}.values())
+    return list({tuple(line[k] for k in KEY): line for line in read_lines(file)}.values())
 
 
 def report(lines: list[dict]) -> str:
@@ -340,7 +312,7 @@ def report(lines: list[dict]) -> str:
         part["split"] = np.where(part["split"], "tuning", "held-out")
         values = [
             v
-            for v in ("auroc", "ap", "flagged", "repair_rmse", "fit_seconds")
+            for v in ("auroc", "ap", "flagged", "repair_rmse", "repair_error", "fit_seconds")
             if part.get(v, pd.Series()).notna().any()
         ]
         index = ["method"] if part["rate"].nunique() == 1 else ["rate", "method"]
@@ -378,28 +350,30 @@ def main(chosen, methods, protocols, max_rows, max_columns, seeds, out, only_rep
         click.echo(report(read(out)))
         return
     wanted = protocols.split(",") if protocols else [*PROTOCOLS, "cells"]
-    kept = [
-        name for name in (chosen or ",".join(names())).split(",") if load(name, max_rows)[0].shape[1] <= max_columns
-    ]
+    sets = {name: name in MIXED for name in chosen.split(",")} if chosen else dict.fromkeys(names(), False)
+    if not chosen and "VAEIMPUTE_DATA" in os.environ:
+        sets |= dict.fromkeys(MIXED, True)
     keys = [
         dict(zip(KEY, (name, inner, rate, max_rows, seed, method), strict=True))
-        for name in kept
+        for name, mixed in sets.items()
+        if mixed or load(name, max_rows)[0].shape[1] <= max_columns
         for protocol in wanted
-        for inner in (CELL_PROTOCOLS if protocol == "cells" else [protocol])
+        for inner in (cells.PROTOCOLS if protocol == "cells" else [protocol])
+        if mixed == ("typo" in inner)
         for rate in RATES.get(inner, (0.0,))
         for seed in map(int, seeds.split(","))
         for method in (methods.split(",") if methods else [*DEFAULT_METHODS, "z"])
-        if (method in CELL_METHODS) >= (protocol == "cells") and (method in METHODS) >= (protocol != "cells")
+        if method in (cells.METHODS if protocol == "cells" else METHODS)
     ]
     done = {tuple(line[k] for k in KEY) for line in read(out) if "error" not in line}
     out.parent.mkdir(parents=True, exist_ok=True)
+    cut_unfinished_line(out)
     for key in (key for key in keys if tuple(key.values()) not in done):
         try:
             line = key | {k: round(v, 5) for k, v in run_one(key).items()}
         except Exception as error:  # one failing method must not end the run: its line says why
             line = key | {"error": f"{type(error).__name__}: {error}"}
-        with out.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        append_line(out, line)
         click.echo(" ".join(map(str, line.values())), err=True)
 
 

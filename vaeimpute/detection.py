@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaeimpute.belief import Cells, doubtful
 from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.fitting import FAMILIES, Table
 from vaeimpute.likelihoods import LIKELIHOODS, CellSpec
@@ -44,8 +45,8 @@ _LARGE = 1000  # rows from which fewer need be trimmed
 _FEW = (4,)  # components where there may be outliers
 _ROUNDS = 4  # of leaving out the strange and fitting again
 _FAR = 4.5  # nats: three standard deviations from what is expected
-STRANGE = 3.0  # nats by which a cell is stranger than its column's ordinary ones before it is doubted
-_HIDDEN = 0.34  # share of a row's cells that may be doubted
+DOUBT = 4.0  # nats by which a cell is stranger than its column's ordinary ones where it is as likely wrong as right
+_HIDDEN = 0.34  # share of a row's cells that may be strange in a robust fit
 
 
 class Density(NamedTuple):
@@ -232,54 +233,36 @@ def log_likelihood(density: Density, values: Tensor, observed: Tensor) -> Tensor
     return torch.logsumexp(members, 0) - math.log(len(members))
 
 
-def cells(density: Density, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+def cells(density: Density, values: Tensor, observed: Tensor, ordinary: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What the rest of its row says of each cell.
 
     Parameters
     ----------
     values, observed : Tensor of shape (n, D)
         Cells that are not observed have no say, but are answered for like the others.
+    ordinary : Tensor of shape (D,), optional
+        Negative log-density of an ordinary cell of each column. If given, cells that are much stranger may be wrong,
+        and have as little say in the others as that is likely.
 
     Returns
     -------
     expected, log_density : Tensor of shape (n, D)
         The expected cell, and ``log p(x_j | the observed others)`` of the one that stands in `values`.
     """
-    weight, linear = density.mixture
+    likelihoods, (weight, linear) = density.likelihoods, density.mixture
     flat = Mixture((weight - math.log(len(weight))).flatten(), Linear(*(p.flatten(0, 1) for p in linear)))
-    parts = [
-        _cells(density.likelihoods, flat, values[rows], observed[rows])
-        for rows in chunks(len(values), 4 * linear.W.numel())
-    ]
-    expected, log_density = (torch.cat(p) for p in zip(*parts, strict=True))
-    return expected, log_density
 
+    def given(values: Tensor, observed: Tensor) -> Cells:
+        return _cells(likelihoods, flat, values, observed)
 
-def doubtful_cells(density: Density, values: Tensor, observed: Tensor, ordinary: Tensor) -> tuple[Tensor, Tensor]:
-    """`cells`, where the strange cells of a row have no say in the others.
+    def part(values: Tensor, observed: Tensor) -> Cells:
+        if ordinary is None:
+            return given(values, observed)
+        return doubtful(given, values, observed, ordinary + DOUBT, likelihoods.answer_columns)
 
-    The strangest cell of a row is set aside, then the strangest of those left, while one is strange given the rest.
-
-    Parameters
-    ----------
-    values, observed : Tensor of shape (n, D)
-    ordinary : Tensor of shape (D,)
-        Negative log-density of an ordinary cell of each column.
-    """
-    expected, log_density = cells(density, values, observed)
-    trusted = observed.clone()
-    most = (_HIDDEN * observed.sum(1)).floor()
-    rows = torch.arange(len(values), device=values.device)
-    for _ in range(_ROUNDS):
-        score = torch.where(trusted[rows], -log_density[rows] - ordinary, -math.inf)
-        worst, column = score.max(1)
-        doubted = (worst > STRANGE) & ((observed & ~trusted)[rows].sum(1) < most[rows])
-        rows, column = rows[doubted], column[doubted]
-        if len(rows) == 0:
-            break
-        trusted[rows, column] = False
-        expected[rows], log_density[rows] = cells(density, values[rows], trusted[rows])
-    return expected, log_density
+    parts = [part(values[rows], observed[rows]) for rows in chunks(len(values), 4 * linear.W.numel())]
+    answers, log_density = (torch.cat(p) for p in zip(*parts, strict=True))
+    return likelihoods.points(answers), log_density
 
 
 def trimmed_share(n: int) -> float:
@@ -287,7 +270,7 @@ def trimmed_share(n: int) -> float:
     return 0.2 if n >= _LARGE else 0.35
 
 
-def _cells(likelihoods: ColumnLikelihoods, mixture: Mixture, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+def _cells(likelihoods: ColumnLikelihoods, mixture: Mixture, values: Tensor, observed: Tensor) -> Cells:
     columns, answer_columns = likelihoods.feature_columns, likelihoods.answer_columns
     x, o = likelihoods.features(values), observed[:, columns]
     mean, variance, log_weight = leave_one_out(x, o, mixture)
@@ -300,7 +283,7 @@ def _cells(likelihoods: ColumnLikelihoods, mixture: Mixture, values: Tensor, obs
     params = likelihoods.base(mean, 0.5 * variance.log())
     log_px = likelihoods.log_prob(params, values)
     answers = (log_weight[..., answer_columns].exp() * likelihoods.answers(params)).sum(0)
-    return likelihoods.points(answers), torch.logsumexp(log_weight + log_px, 0)
+    return Cells(answers, torch.logsumexp(log_weight + log_px, 0))
 
 
 def _first_features(columns: Tensor, n_columns: int) -> Tensor:

@@ -273,7 +273,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
     def repair(self, X: Any, threshold: float = 5.0) -> Any:
         """X with its strange cells replaced by what the rest of their row says.
 
-        The strangest cells of a row are set aside first, so that they have no say in what is expected of the others.
+        Cells that are likely wrong have as little say in what is expected of the others.
 
         Parameters
         ----------
@@ -374,7 +374,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         ax.set_facecolor("0.85")  # holes
         for row, i in enumerate(shown):
             for j in np.flatnonzero(observed[i]):
-                strange = scores[i, j] > detection.STRANGE
+                strange = scores[i, j] > detection.DOUBT
                 text = _short(value[j][i]) + (f"\n({_short(said[j][i])})" if strange else "")
                 colour = "white" if scores[i, j] > _DARK else "black"
                 ax.text(j, row, text, ha="center", va="center", fontsize=7, color=colour)
@@ -425,7 +425,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         return self.row_calibration_.rarity(*self._combined(values, observed))
 
     def _cell_log_density(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        return detection.doubtful_cells(self.density_, values, observed, self._ordinary_surprise())[1]
+        return detection.cells(self.density_, values, observed, self._ordinary_surprise())[1]
 
     def _ordinary_surprise(self) -> torch.Tensor:
         return torch.as_tensor(self.cell_surprise_).to(self._weights)
@@ -434,7 +434,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         """Checked X, and of all its cells (n, D) the expected value, the score, and whether it is observed."""
         X, values, observed = self._encoded(X)
         x, o = self._tensors(values, observed)
-        expected, log_density = detection.doubtful_cells(self.density_, x, o, self._ordinary_surprise())
+        expected, log_density = detection.cells(self.density_, x, o, self._ordinary_surprise())
         scores = self._all_columns(-log_density)
         scores[:, self.modelled_] -= self.cell_surprise_
         return X, self._all_columns(expected), scores, observed & self.modelled_
