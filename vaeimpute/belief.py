@@ -40,12 +40,13 @@ def doubtful(
     given : callable
         Takes values and which of them are believed, (n, D) each; no cell has a say in what it returns for it.
     values, observed : Tensor of shape (n, D)
-    price : Tensor of shape (D,)
-        Negative log-density at which a cell of each column is as likely wrong as right.
+    price : Tensor of shape (D,) or (n, D)
+        Negative log-density at which a cell is as likely wrong as right.
     columns : Tensor of shape (A,)
         The column of each answer.
     """
     n = torch.arange(len(values), device=values.device)
+    price = price.expand(values.shape)
     start = given(values, observed)
     gain = _gain(start, price)
     seen = [(n, _weight(torch.zeros_like(gain[:, 0]), gain, observed), start)]
@@ -61,7 +62,7 @@ def doubtful(
             believed[torch.arange(len(rows), device=n.device), column] ^= True
             energy = energy - moved
             said = given(values[rows], believed)
-            now = _gain(said, price)
+            now = _gain(said, price[rows])
             seen.append((rows, _weight(energy, now, believed), said))
             doubted = observed[rows] & ~believed
             full = doubted.sum(1, keepdim=True) >= most[rows].unsqueeze(1)
