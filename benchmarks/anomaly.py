@@ -13,6 +13,8 @@ and one that comes with scikit-learn. Protocols:
 - ``cells``: ordinary rows, a twentieth of whose cells get an error (a shift of 3 to 5 standard deviations, a swap with
   another row, another level of a class; the last on mixed tables of the imputation benchmark), without and with such
   errors in the training rows.
+- ``p-values``: as ``semi``; are the p-values of further ordinary rows uniform (``ks_p``; its distribution counts that
+  training rows are a sample too), and how many of the rows selected at a false discovery rate of 10% are ordinary?
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
+from scipy.stats import kstest, kstwobign
 from sklearn.covariance import MinCovDet
 from sklearn.datasets import load_breast_cancer
 from sklearn.decomposition import FactorAnalysis
@@ -47,6 +50,7 @@ from vaeimpute import VAEOutlierDetector
 RESULTS = Path(__file__).parent / "results" / "anomaly.jsonl"
 KEY = ("set", "protocol", "rate", "max_rows", "seed", "method")
 MISSING_AT_FIT = 0.2
+FALSE_DISCOVERIES = 0.1
 
 Score = Callable[[np.ndarray], np.ndarray]
 Detector = Callable[[np.ndarray, int, bool], Score]  # (training rows, seed, outliers among them) -> a score of rows
@@ -153,11 +157,13 @@ def pyod(name: str) -> Callable[[np.ndarray, int, bool], Score]:
 
 def vaeimpute(X, seed, polluted) -> Score:
     """Ours, on the rows as they are."""
-    detector = VAEOutlierDetector(random_state=seed, robust=polluted)
+    return _ours(X, seed, polluted).anomaly_score
+
+
+def _ours(X: np.ndarray, seed: int, polluted: bool) -> VAEOutlierDetector:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # columns with few values
-        detector.fit(X)
-    return detector.anomaly_score
+        return VAEOutlierDetector(random_state=seed, robust=polluted).fit(X)
 
 
 def iforest_nan(X, seed, polluted) -> Score:
@@ -272,16 +278,31 @@ def wrong_cells(name: str, max_rows: int, seed: int, method: str, protocol: str)
     return how(name, train, test, seed, method, kind, polluted)
 
 
+def p_values(name: str, max_rows: int, seed: int) -> dict:
+    """Are p-values of ordinary rows uniform, and is the share of false discoveries what was asked for?"""
+    train, test, y = split(*load(name, max_rows), seed)
+    start = time.perf_counter()
+    detector = _ours(train, seed, polluted=False)
+    fitted = time.perf_counter()
+    largest = kstest(detector.p_values(test[~y]), "uniform").statistic
+    rows = 1 / (1 / len(train) + 1 / (~y).sum())  # of the two samples whose distributions are compared
+    chosen = detector.select(test, FALSE_DISCOVERIES)
+    return {
+        "ks_p": float(kstwobign.sf(largest * rows**0.5)),
+        "false_discoveries": float((chosen & ~y).sum() / max(chosen.sum(), 1)),
+        "power": float(chosen[y].mean()),
+        "fit_seconds": fitted - start,
+        "rows": len(train),
+        "columns": train.shape[1],
+    }
+
+
 PROTOCOLS = {"semi": semi, "unsupervised": unsupervised, "missing": missing}
-RATES = {"semi": (0.0,), "unsupervised": (0.0,), "missing": (0.0, 0.3, 0.5)}
-MIXED = [
-    "penguins",
-    "heart_cleveland",
-    "credit_approval",
-    "german_credit",
-    "obesity_levels",
-    "adult",
-]  # they have classes
+RATES = {"missing": (0.0, 0.3, 0.5)}
+REPORTED = ("auroc", "ap", "flagged", "repair_rmse", "repair_error", "uniform", "false_discoveries", "power")
+REPORTED += ("fit_seconds",)
+METHODS_OF = {"cells": cells.METHODS, "p-values": ("vaeimpute",)}
+MIXED = ("penguins", "heart_cleveland", "credit_approval", "german_credit", "obesity_levels", "adult")  # with classes
 
 
 # --- running and reporting --------------------------------------------------------------------------------------------
@@ -290,6 +311,8 @@ MIXED = [
 def run_one(key: dict) -> dict:
     """The result of one line."""
     where = (key["set"], key["rate"], key["max_rows"], key["seed"])
+    if key["protocol"] == "p-values":
+        return p_values(key["set"], key["max_rows"], key["seed"])
     if key["protocol"] in cells.PROTOCOLS:
         return wrong_cells(key["set"], key["max_rows"], key["seed"], key["method"], key["protocol"])
     return PROTOCOLS[key["protocol"]](*where, METHODS[key["method"]])
@@ -301,45 +324,42 @@ def read(file: Path) -> list[dict]:
 
 
 def report(lines: list[dict]) -> str:
-    """Means over the sets that all methods of a protocol finished, in %, as Markdown."""
+    """Means over the sets that all methods of a protocol finished, scores in %, as Markdown."""
     frame = pd.DataFrame([line for line in lines if "error" not in line])
-    parts = []
-    for protocol, part in frame.groupby("protocol", sort=False):
-        methods = part["method"].nunique()
-        case = ["set", "rate", "seed", "max_rows"]
-        part = part[part.groupby(case)["method"].transform("nunique") == methods]
-        part = part.assign(auroc=100 * part["auroc"], ap=100 * part["ap"], split=part["set"].isin(TUNING))
-        part["split"] = np.where(part["split"], "tuning", "held-out")
-        values = [
-            v
-            for v in ("auroc", "ap", "flagged", "repair_rmse", "repair_error", "fit_seconds")
-            if part.get(v, pd.Series()).notna().any()
-        ]
-        index = ["method"] if part["rate"].nunique() == 1 else ["rate", "method"]
-        table = part.groupby(index)[values].mean()
-        for name, own in part.groupby("split"):
-            table[f"auroc, {own['set'].nunique()} {name}"] = own.groupby(index)["auroc"].mean()
-        by = [*index[:-1], "auroc"]
-        table = table.reset_index().sort_values(by, ascending=[True] * len(index[:-1]) + [False])
-        n = part["set"].nunique()
-        head = "| " + " | ".join(table.columns) + " |\n|" + "---|" * table.shape[1]
-        rows = [
-            "| "
-            + " | ".join(
-                f"{v:.3g}" if isinstance(v, float) and abs(v) < 1 else f"{v:.1f}" if isinstance(v, float) else str(v)
-                for v in row
-            )
-            + " |"
-            for row in table.itertuples(index=False)
-        ]
-        parts.append(f"**{protocol}** ({n} sets)\n\n{head}\n" + "\n".join(rows) + "\n")
-    return "\n".join(parts)
+    frame["split"] = np.where(frame["set"].isin(TUNING), "tuning", "held-out")
+    for score in ("auroc", "ap"):
+        frame[score] = 100 * frame.get(score, pd.Series(dtype=float))
+    frame["uniform"] = (frame["ks_p"] > 0.01).where(frame["ks_p"].notna()) if "ks_p" in frame else np.nan
+    return "\n".join(_table(protocol, part) for protocol, part in frame.groupby("protocol", sort=False))
+
+
+def _table(protocol: str, part: pd.DataFrame) -> str:
+    case = ["set", "rate", "seed", "max_rows"]
+    part = part[part.groupby(case)["method"].transform("nunique") == part["method"].nunique()]
+    values = [v for v in REPORTED if v in part and part[v].notna().any()]
+    index = ["method"] if part["rate"].nunique() == 1 else ["rate", "method"]
+    table = part.groupby(index)[values].mean()
+    for name, own in part.groupby("split") if "auroc" in values else ():
+        table[f"auroc, {own['set'].nunique()} {name}"] = own.groupby(index)["auroc"].mean()
+    table = table.reset_index().sort_values([*index[:-1], values[0]], ascending=[True] * len(index[:-1]) + [False])
+    rows = [list(table.columns), ["---"] * table.shape[1], *(map(_cell, row) for row in table.itertuples(index=False))]
+    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"**{protocol}** ({part['set'].nunique()} sets, {part['seed'].nunique()} seeds)\n\n{text}\n"
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
 
 
 @click.command(help="Compare outlier detectors; append one JSON line per result to a file.")
 @click.option("--sets", "chosen", help="Comma-separated; default: all.")
 @click.option("--methods", help=f"Comma-separated, of {', '.join(METHODS)}; default: all but PyOD's.")
-@click.option("--protocols", help=f"Comma-separated, of {', '.join([*PROTOCOLS, 'cells'])}; default: all.")
+@click.option(
+    "--protocols",
+    help=f"Comma-separated, of {', '.join([*PROTOCOLS, 'cells', 'p-values'])}; default: all but the last.",
+)
 @click.option("--max-rows", default=2000, show_default=True, help="Rows to keep of each set.")
 @click.option("--max-columns", default=200, show_default=True, help="Leave out sets with more.")
 @click.option("--seeds", default="0", show_default=True)
@@ -363,7 +383,7 @@ def main(chosen, methods, protocols, max_rows, max_columns, seeds, out, only_rep
         for rate in RATES.get(inner, (0.0,))
         for seed in map(int, seeds.split(","))
         for method in (methods.split(",") if methods else [*DEFAULT_METHODS, "z"])
-        if method in (cells.METHODS if protocol == "cells" else METHODS)
+        if method in METHODS_OF.get(protocol, METHODS)
     ]
     done = {tuple(line[k] for k in KEY) for line in read(out) if "error" not in line}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,10 +19,9 @@ from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._state import LEARNED
 from vaeimpute.fitting import Table
-from vaeimpute.scoring import column_surprise
 
 _FALSE_ALARMS = 0.05  # of ordinary rows, with contamination="auto"
-_SURPRISE_ROWS = 1000
+_STRANGE = 3.0  # cell score from which a picture shows what was expected
 _DARK = 6.0  # cell score from which a picture's text is white
 
 
@@ -374,7 +373,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         ax.set_facecolor("0.85")  # holes
         for row, i in enumerate(shown):
             for j in np.flatnonzero(observed[i]):
-                strange = scores[i, j] > detection.DOUBT
+                strange = scores[i, j] > _STRANGE
                 text = _short(value[j][i]) + (f"\n({_short(said[j][i])})" if strange else "")
                 colour = "white" if scores[i, j] > _DARK else "black"
                 ax.text(j, row, text, ha="center", va="center", fontsize=7, color=colour)
@@ -394,9 +393,6 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         )
         self.n_components_ = self.density_.n_components
         values, observed = table.values.to(self._weights), table.observed
-        some = slice(0, _SURPRISE_ROWS)
-        _, log_density = detection.cells(self.density_, values[some], observed[some])
-        self.cell_surprise_ = column_surprise(log_density.double().cpu().numpy(), observed[some].cpu().numpy())
         if isinstance(self.contamination, str):
             self.offset_ = -self.row_calibration_.quantile(1 - _FALSE_ALARMS)
         else:
@@ -424,20 +420,15 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
     def _strangeness(self, values: torch.Tensor, observed: torch.Tensor) -> NDArray:
         return self.row_calibration_.rarity(*self._combined(values, observed))
 
-    def _cell_log_density(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        return detection.cells(self.density_, values, observed, self._ordinary_surprise())[1]
-
-    def _ordinary_surprise(self) -> torch.Tensor:
-        return torch.as_tensor(self.cell_surprise_).to(self._weights)
+    def _cell_scores(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        return detection.cells(self.density_, values, observed)[1]
 
     def _cells(self, X: Any) -> tuple[Any, NDArray, NDArray, NDArray]:
         """Checked X, and of all its cells (n, D) the expected value, the score, and whether it is observed."""
         X, values, observed = self._encoded(X)
         x, o = self._tensors(values, observed)
-        expected, log_density = detection.cells(self.density_, x, o, self._ordinary_surprise())
-        scores = self._all_columns(-log_density)
-        scores[:, self.modelled_] -= self.cell_surprise_
-        return X, self._all_columns(expected), scores, observed & self.modelled_
+        expected, scores = detection.cells(self.density_, x, o)
+        return X, self._all_columns(expected), self._all_columns(scores), observed & self.modelled_
 
 
 def _as_columns(X: Any) -> list:
