@@ -8,7 +8,7 @@ benchmarks/README.md.)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -47,6 +47,7 @@ _REMASKED = 4000  # of these, with further cells hidden
 _LARGE = 1000  # rows from which fewer need be trimmed
 _FEW = (4,)  # components where there may be outliers
 _ROUNDS = 4  # of leaving out the strange and fitting again
+_CELL_ROUNDS = 2  # then, with all rows
 _FAR = 4.5  # nats: three standard deviations from what is expected
 _ERRORS = 0.05  # share of the cells that are taken to be wrong
 _SUSPICION = 0.5  # of the log-odds by value; all of them would trust the densities too much
@@ -61,6 +62,9 @@ class Density(NamedTuple):
     likelihoods : ColumnLikelihoods
     mixture : Mixture
         Of all members: ``log_weight`` (M, C), ``W`` (M, C, F, L) and so on.
+    cell_mixture : Mixture
+        The one that is asked for cells. A robust fit leaves out rows for the other, but of a row with a wrong cell this
+        one learns from the rest.
     bank : Tensor of shape (N, F)
         Rows to be neighbours, their holes filled by the first member.
     margins : Tensor of shape (2, F)
@@ -73,6 +77,7 @@ class Density(NamedTuple):
 
     likelihoods: ColumnLikelihoods
     mixture: Mixture
+    cell_mixture: Mixture
     bank: Tensor
     margins: Tensor
     corruption: Corruption
@@ -120,19 +125,15 @@ def fit_density(table: Table, *, seed: int, dtype: torch.dtype, trimmed: float =
     for member in range(n_members):
         rows = order[(fold[order] != member) | (n_members == 1)][:_EM_ROWS]
         fits.append(_fit_trimmed(x[rows], o[rows], n_components, rank, floor, trimmed, seed))
-    mixture = Mixture(
-        torch.stack([fit.log_weight for fit in fits]),
-        Linear(*(torch.stack(p) for p in zip(*(fit.linear for fit in fits), strict=True))),
-    )
+    mixture, cell_mixture = (_stacked(members) for members in zip(*fits, strict=True))
     margins = _margins(x[some], o[some])
     rows = order[:_BANK]
     if trimmed:
-        rows = rows[_ordinary(x[rows], o[rows], fits[0], margins)]
-    bank = _filled(x[rows], o[rows], fits[0])
+        rows = rows[_ordinary(x[rows], o[rows], fits[0][0], margins)]
+    bank = _filled(x[rows], o[rows], fits[0][0])
     corruption = Corruption.fit(table.values[some].to(dtype), table.observed[some], table.n_levels)
-    density = Density(
-        likelihoods.to(dtype), mixture.to(dtype), bank.to(dtype), margins.to(dtype), corruption, trimmed > 0
-    )
+    likelihoods, mixture, cell_mixture = likelihoods.to(dtype), mixture.to(dtype), cell_mixture.to(dtype)
+    density = Density(likelihoods, mixture, cell_mixture, bank.to(dtype), margins.to(dtype), corruption, trimmed > 0)
     return density, _calibrate(density, table, fold, rng)
 
 
@@ -159,15 +160,24 @@ def _calibrate(density: Density, table: Table, fold: Tensor, rng: np.random.Gene
 
 def _fit_trimmed(
     x: Tensor, o: Tensor, n_components: int, rank: int, floor: Tensor, trimmed: float, seed: int
-) -> Mixture:
-    """A mixture of the rows but the strangest, and of their cells but the strange ones, which are found in rounds."""
+) -> tuple[Mixture, Mixture]:
+    """Mixtures of the rows but the strangest, and of all rows; of their cells but the strange ones, found in rounds."""
     mixture = fit_mixture(x, o, n_components, rank, floor, seed=seed)
     for _ in range(_ROUNDS if trimmed else 0):
         evidence = log_evidence(x, o, mixture) / o.sum(1).clamp(min=1)
         kept = evidence >= evidence.quantile(trimmed)
         ordinary = o & ~_strange_features(x, o, mixture)
         mixture = fit_mixture(x[kept], ordinary[kept], n_components, rank, floor, seed=seed)
-    return mixture
+    of_cells = mixture
+    for _ in range(_CELL_ROUNDS if trimmed else 0):
+        ordinary = o & ~_strange_features(x, o, of_cells)
+        of_cells = fit_mixture(x, ordinary, n_components, rank, floor, seed=seed)
+    return mixture, of_cells
+
+
+def _stacked(members: Sequence[Mixture]) -> Mixture:
+    linear = zip(*(member.linear for member in members), strict=True)
+    return Mixture(torch.stack([member.log_weight for member in members]), Linear(*map(torch.stack, linear)))
 
 
 def _strange_features(x: Tensor, o: Tensor, mixture: Mixture) -> Tensor:
@@ -269,7 +279,7 @@ def cells(density: Density, values: Tensor, observed: Tensor) -> tuple[Tensor, T
         The expected cell, and how strange the one that stands in `values` is: ``-log p(x_j | the believed others)``
         and half of the log-density that it would have if it were wrong.
     """
-    likelihoods, (weight, linear) = density.likelihoods, density.mixture
+    likelihoods, (weight, linear) = density.likelihoods, density.cell_mixture
     flat = Mixture((weight - math.log(len(weight))).flatten(), Linear(*(p.flatten(0, 1) for p in linear)))
     answers, scores = [], []
     for rows in chunks(len(values), 4 * linear.W.numel()):
@@ -320,8 +330,9 @@ def _inputs(density: Density, values: Tensor, observed: Tensor) -> tuple[Tensor,
 
 def to_state(density: Density) -> tuple[dict[str, np.ndarray], dict]:
     """Everything that makes up a density, as arrays and as plain numbers (JSON)."""
-    weight, linear = density.mixture
-    tensors = {"log_weight": weight, "bank": density.bank, "margins": density.margins, **linear._asdict()}
+    tensors = {"bank": density.bank, "margins": density.margins}
+    for part, (weight, linear) in (("rows", density.mixture), ("cells", density.cell_mixture)):
+        tensors |= {f"{part}/{key}": value for key, value in {"log_weight": weight, **linear._asdict()}.items()}
     tensors |= {f"corruption/{key}": value for key, value in density.corruption._asdict().items()}
     header = {"specs": [asdict(spec) for spec in density.likelihoods.specs], "robust": density.robust}
     return {key: value.cpu().numpy() for key, value in tensors.items()}, header
@@ -331,7 +342,10 @@ def from_state(tensors: Mapping[str, np.ndarray], header: Mapping, device: torch
     """The inverse of `to_state`, on any device."""
     specs = [CellSpec(s["family"], tuple(s["points"]), tuple(s["edges"])) for s in header["specs"]]
     arrays = {key: torch.tensor(array, device=device) for key, array in tensors.items()}
-    likelihoods = ColumnLikelihoods(specs, log_scale_floor=-10.0).to(device, arrays["b"].dtype)
-    mixture = Mixture(arrays["log_weight"], Linear(arrays["W"], arrays["b"], arrays["psi"]))
+    likelihoods = ColumnLikelihoods(specs, log_scale_floor=-10.0).to(device, arrays["bank"].dtype)
+    mixture, cell_mixture = (
+        Mixture(arrays[f"{part}/log_weight"], Linear(*(arrays[f"{part}/{key}"] for key in Linear._fields)))
+        for part in ("rows", "cells")
+    )
     corruption = Corruption(*(arrays[f"corruption/{key}"] for key in Corruption._fields))
-    return Density(likelihoods, mixture, arrays["bank"], arrays["margins"], corruption, header["robust"])
+    return Density(likelihoods, mixture, cell_mixture, arrays["bank"], arrays["margins"], corruption, header["robust"])
