@@ -143,7 +143,7 @@ def factor_analysis(X, seed, polluted) -> Score:
 
 
 def pyod(name: str) -> Callable[[np.ndarray, int, bool], Score]:
-    """A detector of PyOD with its defaults. (That of its VAE for the weight of the KL term is zero: an autoencoder.)"""
+    """A detector of PyOD with its defaults. (Its VAE's caps the KL term at zero: an autoencoder with noise.)"""
 
     def fit(X, seed, polluted) -> Score:
         from importlib import import_module

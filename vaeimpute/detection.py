@@ -1,4 +1,4 @@
-"""What an outlier detector learns: a density of rows, their neighbours, and what ordinary rows score under both.
+"""What an outlier detector learns: densities of rows and of wrong cells, neighbours, and what ordinary rows score.
 
 The density is a mixture of linear VAEs. Every member is blind to the rows of its fold, so that all rows of the table
 can say what ordinary rows score. (A network on top raises the likelihood, but finds no more strange rows: see

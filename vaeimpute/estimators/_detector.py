@@ -28,9 +28,10 @@ _DARK = 6.0  # cell score from which a picture's text is white
 class VAEOutlierDetector(OutlierMixin, BaseVAE):
     """Find strange rows, and the strange cells in them, in a mixed-type table with holes.
 
-    Rows are scored by two things: their likelihood under a mixture of linear VAEs, solved exactly on the observed
-    cells, and the distance to their nearest neighbours. Four members, each blind to a quarter of the rows, tell what
-    ordinary rows score; a row's score says how rare it would be among them.
+    Rows are scored by their likelihood under a mixture of linear VAEs, solved exactly on the observed cells, and by the
+    distance to their nearest neighbours. Four members, each blind to a quarter of the rows, tell what ordinary rows
+    score; a row's score says how rare it would be among them. Cells are scored by how much less likely the rest of
+    their row makes them than a wrong cell would be; cells that are likely wrong have as little say in that.
 
     Parameters
     ----------
