@@ -48,7 +48,7 @@ _LARGE = 1000  # rows from which fewer need be trimmed
 _FEW = (4,)  # components where there may be outliers
 _ROUNDS = 4  # of leaving out the strange and fitting again
 _CELL_ROUNDS = 2  # then, with all rows
-_FAR = 4.5  # nats: three standard deviations from what is expected
+_FAR = 4.5  # nats by which a strange cell is less likely than what is expected: three standard deviations
 _ERRORS = 0.05  # share of the cells that are taken to be wrong
 _SUSPICION = 0.5  # of the log-odds by value; all of them would trust the densities too much
 _HIDDEN = 0.34  # share of a row's cells that may be strange in a robust fit
@@ -233,7 +233,8 @@ def row_scores(density: Density, values: Tensor, observed: Tensor) -> Tensor:
     x, o = _inputs(density, values, observed)
     nll = -log_evidence(x, o, density.mixture)
     k = _MANY_NEIGHBOURS if density.robust else _NEIGHBOURS
-    nearest = torch.cat([_distances(density.bank, x[r], o[r], k) for r in chunks(len(x), len(density.bank))])
+    parts = chunks(len(x), len(density.bank) + k * x.shape[1])
+    nearest = torch.cat([_distances(density.bank, x[rows], o[rows], k) for rows in parts])
     other = _tails(x, o, density.margins) if density.robust else nearest[:, 0]
     return torch.stack([nll, other.expand_as(nll), nearest.mean(-1).expand_as(nll)]).double()
 
