@@ -11,12 +11,14 @@ and one that comes with scikit-learn. Protocols:
 - ``unsupervised``: fit to all rows, outliers among them, and score the same rows.
 - ``missing``: as ``semi``, with 20% holes (MCAR) at fit and a share of ``rate`` when scored.
 - ``cells``: ordinary rows, a twentieth of whose cells get an error (a shift of 3 to 5 standard deviations, a swap with
-  another row), without and with such errors in the training rows.
+  another row, another level of a class; the last on mixed tables of the imputation benchmark), without and with such
+  errors in the training rows.
+- ``p-values``: as ``semi``; are the p-values of further ordinary rows uniform (``ks_p``; its distribution counts that
+  training rows are a sample too), and how many of the rows selected at a false discovery rate of 10% are ordinary?
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -27,6 +29,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
+from scipy.stats import kstest, kstwobign
 from sklearn.covariance import MinCovDet
 from sklearn.datasets import load_breast_cancer
 from sklearn.decomposition import FactorAnalysis
@@ -39,11 +42,15 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 
+from benchmarks import cells
+from benchmarks import datasets as tables
+from benchmarks.run import append_line, cut_unfinished_line, read_lines
 from vaeimpute import VAEOutlierDetector
 
 RESULTS = Path(__file__).parent / "results" / "anomaly.jsonl"
 KEY = ("set", "protocol", "rate", "max_rows", "seed", "method")
-MISSING_AT_FIT, CORRUPTED = 0.2, 0.05
+MISSING_AT_FIT = 0.2
+FALSE_DISCOVERIES = 0.1
 
 Score = Callable[[np.ndarray], np.ndarray]
 Detector = Callable[[np.ndarray, int, bool], Score]  # (training rows, seed, outliers among them) -> a score of rows
@@ -136,7 +143,7 @@ def factor_analysis(X, seed, polluted) -> Score:
 
 
 def pyod(name: str) -> Callable[[np.ndarray, int, bool], Score]:
-    """A detector of PyOD with its defaults. (That of its VAE for the weight of the KL term is zero: an autoencoder.)"""
+    """A detector of PyOD with its defaults. (Its VAE's caps the KL term at zero: an autoencoder with noise.)"""
 
     def fit(X, seed, polluted) -> Score:
         from importlib import import_module
@@ -150,11 +157,13 @@ def pyod(name: str) -> Callable[[np.ndarray, int, bool], Score]:
 
 def vaeimpute(X, seed, polluted) -> Score:
     """Ours, on the rows as they are."""
-    detector = VAEOutlierDetector(random_state=seed, robust=polluted)
+    return _ours(X, seed, polluted).anomaly_score
+
+
+def _ours(X: np.ndarray, seed: int, polluted: bool) -> VAEOutlierDetector:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # columns with few values
-        detector.fit(X)
-    return detector.anomaly_score
+        return VAEOutlierDetector(random_state=seed, robust=polluted).fit(X)
 
 
 def iforest_nan(X, seed, polluted) -> Score:
@@ -256,59 +265,44 @@ def _timed(train, test, y, seed, detector, polluted) -> tuple[dict, Score]:
     return line, score
 
 
-def corrupt(X: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """X with errors in a twentieth of its cells, and which they are."""
-    wrong = rng.random(X.shape) < CORRUPTED
-    if kind == "shift":
-        new = X + rng.choice([-1, 1], X.shape) * rng.uniform(3, 5, X.shape) * X.std(0)
-    else:  # the value of another row
-        new = np.take_along_axis(X, rng.integers(len(X), size=X.shape), 0)
-        wrong &= new != X
-    return np.where(wrong, new, X), wrong
+def wrong_cells(name: str, max_rows: int, seed: int, method: str, protocol: str) -> dict:
+    """Fit to half of the ordinary rows, plant errors in the others."""
+    how, kind, polluted = cells.PROTOCOLS[protocol]
+    if how is cells.classes:
+        table = tables.load(name, max_rows)
+        order = np.random.default_rng(seed).permutation(len(table))
+        train, test = (table.iloc[part].reset_index(drop=True) for part in np.array_split(order, 2))
+    else:
+        X, y = load(name, max_rows)
+        train, test, _ = split(X[~y], np.zeros((~y).sum(), bool), seed)
+    return how(name, train, test, seed, method, kind, polluted)
 
 
-def cells(name: str, rate: float, max_rows: int, seed: int, method: str, kind: str, polluted: bool) -> dict:
-    """Which cells are wrong, and what they should be, in units of the column's standard deviation."""
-    X, y = load(name, max_rows)
-    train, test, _ = split(X[~y], np.zeros((~y).sum(), bool), seed)
-    varied = train.std(0) > 0
-    train, test = train[:, varied], test[:, varied]
-    unit = train.std(0)
-    rng = np.random.default_rng(zlib.crc32(f"{name} {kind} {seed}".encode()))
-    holed, wrong = corrupt(test, kind, rng)
-    if polluted:
-        train = corrupt(train, kind, rng)[0]
-    mean, sd = train.mean(0), train.std(0)
+def p_values(name: str, max_rows: int, seed: int) -> dict:
+    """Are p-values of ordinary rows uniform, and is the share of false discoveries what was asked for?"""
+    train, test, y = split(*load(name, max_rows), seed)
     start = time.perf_counter()
-    if method == "vaeimpute":
-        detector = VAEOutlierDetector(random_state=seed, robust=polluted).fit(train)
-        scores, repaired = detector.cell_anomaly_score(holed), detector.repair(holed, threshold=-np.inf)
-    elif method == "fa":
-        model = FactorAnalysis(min(8, train.shape[1]), random_state=seed).fit((train - mean) / sd)
-        z = (holed - mean) / sd
-        said = model.transform(z) @ model.components_
-        scores, repaired = np.abs(z - said) / np.sqrt(model.noise_variance_), mean + sd * said
-    else:  # |z|
-        scores, repaired = np.abs(holed - mean) / sd, np.broadcast_to(mean, holed.shape)
-    miss = ((repaired - test) / unit)[wrong]
+    detector = _ours(train, seed, polluted=False)
+    fitted = time.perf_counter()
+    largest = kstest(detector.p_values(test[~y]), "uniform").statistic
+    rows = 1 / (1 / len(train) + 1 / (~y).sum())  # of the two samples whose distributions are compared
+    chosen = detector.select(test, FALSE_DISCOVERIES)
     return {
-        "auroc": roc_auc_score(wrong.ravel(), scores.ravel()),
-        "ap": average_precision_score(wrong.ravel(), scores.ravel()),
-        "repair_rmse": float(np.sqrt((miss**2).mean())),
-        "fit_seconds": time.perf_counter() - start,
+        "ks_p": float(kstwobign.sf(largest * rows**0.5)),
+        "false_discoveries": float((chosen & ~y).sum() / max(chosen.sum(), 1)),
+        "power": float(chosen[y].mean()),
+        "fit_seconds": fitted - start,
         "rows": len(train),
         "columns": train.shape[1],
     }
 
 
 PROTOCOLS = {"semi": semi, "unsupervised": unsupervised, "missing": missing}
-RATES = {"semi": (0.0,), "unsupervised": (0.0,), "missing": (0.0, 0.3, 0.5)}
-CELL_METHODS = ("z", "fa", "vaeimpute")
-CELL_PROTOCOLS = {
-    f"cells {kind}{', errors in training' if polluted else ''}": (kind, polluted)
-    for kind in ("shift", "swap")
-    for polluted in (False, True)
-}
+RATES = {"missing": (0.0, 0.3, 0.5)}
+REPORTED = ("auroc", "ap", "flagged", "repair_rmse", "repair_error", "uniform", "false_discoveries", "power")
+REPORTED += ("fit_seconds",)
+METHODS_OF = {"cells": cells.METHODS, "p-values": ("vaeimpute",)}
+MIXED = ("penguins", "heart_cleveland", "credit_approval", "german_credit", "obesity_levels", "adult")  # with classes
 
 
 # --- running and reporting --------------------------------------------------------------------------------------------
@@ -317,57 +311,55 @@ CELL_PROTOCOLS = {
 def run_one(key: dict) -> dict:
     """The result of one line."""
     where = (key["set"], key["rate"], key["max_rows"], key["seed"])
-    if key["protocol"] in CELL_PROTOCOLS:
-        return cells(*where, key["method"], *CELL_PROTOCOLS[key["protocol"]])
+    if key["protocol"] == "p-values":
+        return p_values(key["set"], key["max_rows"], key["seed"])
+    if key["protocol"] in cells.PROTOCOLS:
+        return wrong_cells(key["set"], key["max_rows"], key["seed"], key["method"], key["protocol"])
     return PROTOCOLS[key["protocol"]](*where, METHODS[key["method"]])
 
 
 def read(file: Path) -> list[dict]:
     """Finished lines of a results file; the last one counts."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    return list({tuple(line[k] for k in KEY): line for line in map(json.loads, filter(None, lines))}.values())
+    return list({tuple(line[k] for k in KEY): line for line in read_lines(file)}.values())
 
 
 def report(lines: list[dict]) -> str:
-    """Means over the sets that all methods of a protocol finished, in %, as Markdown."""
+    """Means over the sets that all methods of a protocol finished, scores in %, as Markdown."""
     frame = pd.DataFrame([line for line in lines if "error" not in line])
-    parts = []
-    for protocol, part in frame.groupby("protocol", sort=False):
-        methods = part["method"].nunique()
-        case = ["set", "rate", "seed", "max_rows"]
-        part = part[part.groupby(case)["method"].transform("nunique") == methods]
-        part = part.assign(auroc=100 * part["auroc"], ap=100 * part["ap"], split=part["set"].isin(TUNING))
-        part["split"] = np.where(part["split"], "tuning", "held-out")
-        values = [
-            v
-            for v in ("auroc", "ap", "flagged", "repair_rmse", "fit_seconds")
-            if part.get(v, pd.Series()).notna().any()
-        ]
-        index = ["method"] if part["rate"].nunique() == 1 else ["rate", "method"]
-        table = part.groupby(index)[values].mean()
-        for name, own in part.groupby("split"):
-            table[f"auroc, {own['set'].nunique()} {name}"] = own.groupby(index)["auroc"].mean()
-        by = [*index[:-1], "auroc"]
-        table = table.reset_index().sort_values(by, ascending=[True] * len(index[:-1]) + [False])
-        n = part["set"].nunique()
-        head = "| " + " | ".join(table.columns) + " |\n|" + "---|" * table.shape[1]
-        rows = [
-            "| "
-            + " | ".join(
-                f"{v:.3g}" if isinstance(v, float) and abs(v) < 1 else f"{v:.1f}" if isinstance(v, float) else str(v)
-                for v in row
-            )
-            + " |"
-            for row in table.itertuples(index=False)
-        ]
-        parts.append(f"**{protocol}** ({n} sets)\n\n{head}\n" + "\n".join(rows) + "\n")
-    return "\n".join(parts)
+    frame["split"] = np.where(frame["set"].isin(TUNING), "tuning", "held-out")
+    for score in ("auroc", "ap"):
+        frame[score] = 100 * frame.get(score, pd.Series(dtype=float))
+    frame["uniform"] = (frame["ks_p"] > 0.01).where(frame["ks_p"].notna()) if "ks_p" in frame else np.nan
+    return "\n".join(_table(protocol, part) for protocol, part in frame.groupby("protocol", sort=False))
+
+
+def _table(protocol: str, part: pd.DataFrame) -> str:
+    case = ["set", "rate", "seed", "max_rows"]
+    part = part[part.groupby(case)["method"].transform("nunique") == part["method"].nunique()]
+    values = [v for v in REPORTED if v in part and part[v].notna().any()]
+    index = ["method"] if part["rate"].nunique() == 1 else ["rate", "method"]
+    table = part.groupby(index)[values].mean()
+    for name, own in part.groupby("split") if "auroc" in values else ():
+        table[f"auroc, {own['set'].nunique()} {name}"] = own.groupby(index)["auroc"].mean()
+    table = table.reset_index().sort_values([*index[:-1], values[0]], ascending=[True] * len(index[:-1]) + [False])
+    rows = [list(table.columns), ["---"] * table.shape[1], *(map(_cell, row) for row in table.itertuples(index=False))]
+    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"**{protocol}** ({part['set'].nunique()} sets, {part['seed'].nunique()} seeds)\n\n{text}\n"
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
 
 
 @click.command(help="Compare outlier detectors; append one JSON line per result to a file.")
 @click.option("--sets", "chosen", help="Comma-separated; default: all.")
 @click.option("--methods", help=f"Comma-separated, of {', '.join(METHODS)}; default: all but PyOD's.")
-@click.option("--protocols", help=f"Comma-separated, of {', '.join([*PROTOCOLS, 'cells'])}; default: all.")
+@click.option(
+    "--protocols",
+    help=f"Comma-separated, of {', '.join([*PROTOCOLS, 'cells', 'p-values'])}; default: all but the last.",
+)
 @click.option("--max-rows", default=2000, show_default=True, help="Rows to keep of each set.")
 @click.option("--max-columns", default=200, show_default=True, help="Leave out sets with more.")
 @click.option("--seeds", default="0", show_default=True)
@@ -378,28 +370,30 @@ def main(chosen, methods, protocols, max_rows, max_columns, seeds, out, only_rep
         click.echo(report(read(out)))
         return
     wanted = protocols.split(",") if protocols else [*PROTOCOLS, "cells"]
-    kept = [
-        name for name in (chosen or ",".join(names())).split(",") if load(name, max_rows)[0].shape[1] <= max_columns
-    ]
+    sets = {name: name in MIXED for name in chosen.split(",")} if chosen else dict.fromkeys(names(), False)
+    if not chosen and "VAEIMPUTE_DATA" in os.environ:
+        sets |= dict.fromkeys(MIXED, True)
     keys = [
         dict(zip(KEY, (name, inner, rate, max_rows, seed, method), strict=True))
-        for name in kept
+        for name, mixed in sets.items()
+        if mixed or load(name, max_rows)[0].shape[1] <= max_columns
         for protocol in wanted
-        for inner in (CELL_PROTOCOLS if protocol == "cells" else [protocol])
+        for inner in (cells.PROTOCOLS if protocol == "cells" else [protocol])
+        if mixed == ("typo" in inner)
         for rate in RATES.get(inner, (0.0,))
         for seed in map(int, seeds.split(","))
         for method in (methods.split(",") if methods else [*DEFAULT_METHODS, "z"])
-        if (method in CELL_METHODS) >= (protocol == "cells") and (method in METHODS) >= (protocol != "cells")
+        if method in METHODS_OF.get(protocol, METHODS)
     ]
     done = {tuple(line[k] for k in KEY) for line in read(out) if "error" not in line}
     out.parent.mkdir(parents=True, exist_ok=True)
+    cut_unfinished_line(out)
     for key in (key for key in keys if tuple(key.values()) not in done):
         try:
             line = key | {k: round(v, 5) for k, v in run_one(key).items()}
         except Exception as error:  # one failing method must not end the run: its line says why
             line = key | {"error": f"{type(error).__name__}: {error}"}
-        with out.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        append_line(out, line)
         click.echo(" ".join(map(str, line.values())), err=True)
 
 

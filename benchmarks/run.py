@@ -222,7 +222,7 @@ def judge_draws(truth: pd.DataFrame, drawn: list[pd.DataFrame], observed: np.nda
 def run_cases(cases: list[Case], out: Path, jobs: int = 1, cores: int | None = None) -> int:
     """Compute the cases that ``out`` lacks, append their lines, and return the number that failed."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    _cut_unfinished_line(out)
+    cut_unfinished_line(out)
     done = {_key_of(line) for line in read_lines(out) if "error" not in line}
     todo = [case for case in cases if _key_of(case.key()) not in done]
     click.echo(f"{len(cases) - len(todo)} of {len(cases)} lines are in {out} already.", err=True)
@@ -283,7 +283,7 @@ def read_lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
 
-def _cut_unfinished_line(file: Path) -> None:
+def cut_unfinished_line(file: Path) -> None:
     """Remove the half line that a killed run may leave at the end, so that the next line starts on its own."""
     content = file.read_bytes() if file.exists() else b""
     if content and not content.endswith(b"\n"):
@@ -387,7 +387,20 @@ def _setting(context, parameter, values) -> dict:
     return settings
 
 
-@click.command(help="Compare imputation methods; append one JSON line per result to a file.")
+class _Routed(click.Command):
+    """``--task anomaly`` has methods, sets and options of its own: the rest of the line goes to benchmarks.anomaly."""
+
+    def main(self, args=None, *rest, **extra):
+        line = " ".join(sys.argv[1:] if args is None else args).replace("--task=anomaly", "--task anomaly")
+        if "--task anomaly" not in line:
+            return super().main(args, *rest, **extra)
+        anomaly = importlib.import_module("benchmarks.anomaly")
+        return anomaly.main.main(line.replace("--task anomaly", "").split(), *rest, **extra)
+
+
+@click.command(
+    cls=_Routed, help="Compare imputation methods; append one JSON line per result to a file. --task anomaly: outliers."
+)
 @click.option("--suite", type=click.Choice(list(SUITES)), default="quick", show_default=True)
 @click.option("--task", type=click.Choice(list(TASKS)), help="Replaces the suite's.")
 @click.option("--tables", callback=_listed(TABLES), help="Comma-separated; replaces the suite's.")

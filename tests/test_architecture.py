@@ -19,6 +19,8 @@ LEVELS = {
     "linear": 0,
     "neighbours": 0.5,  # on top of the linear model
     "mixture": 0.5,  # of linear models
+    "belief": 0,
+    "corruption": 0,
     "networks": 0,
     "objective": 0,
     "persistence": 0,

@@ -157,7 +157,8 @@ def test_p_values_of_ordinary_rows_are_uniform(holed, holes):
     p = holed.p_values(rows(400, 5, holes))
     assert (p > 0).all()
     assert (p <= 1).all()
-    assert kstest(p, "uniform").pvalue > 0.001
+    # both the 400 rows and the training rows of a mask (a third have no hole) are samples
+    assert kstest(p, "uniform").statistic < 1.95 * (1 / 400 + 1 / 130) ** 0.5
 
 
 def test_selected_rows_keep_the_false_discovery_rate():

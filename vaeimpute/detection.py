@@ -1,4 +1,4 @@
-"""What an outlier detector learns: a density of rows, their neighbours, and what ordinary rows score under both.
+"""What an outlier detector learns: densities of rows and of wrong cells, neighbours, and what ordinary rows score.
 
 The density is a mixture of linear VAEs. Every member is blind to the rows of its fold, so that all rows of the table
 can say what ordinary rows score. (A network on top raises the likelihood, but finds no more strange rows: see
@@ -8,7 +8,7 @@ benchmarks/README.md.)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaeimpute.belief import Cells, doubtful
 from vaeimpute.columns import ColumnLikelihoods
+from vaeimpute.corruption import Corruption
 from vaeimpute.fitting import FAMILIES, Table
 from vaeimpute.likelihoods import LIKELIHOODS, CellSpec
 from vaeimpute.linear import Linear
@@ -36,16 +38,20 @@ N_FOLDS = 4
 _MIN_ROWS = 8  # below, one member sees all rows
 _EM_ROWS = 8000  # of a member
 _BANK = 4096  # rows that can be neighbours
-_NEIGHBOURS = 5
+_NEIGHBOURS = 3
+_MANY_NEIGHBOURS = 20  # where some may be outliers
+_BULK = 0.8  # share of the rows that can be neighbours then
 _NARROW = 1e-3  # half an interquartile range that says nothing: most cells of the column are equal
 _CALIBRATION_ROWS = 8000
 _REMASKED = 4000  # of these, with further cells hidden
 _LARGE = 1000  # rows from which fewer need be trimmed
 _FEW = (4,)  # components where there may be outliers
 _ROUNDS = 4  # of leaving out the strange and fitting again
-_FAR = 4.5  # nats: three standard deviations from what is expected
-STRANGE = 3.0  # nats by which a cell is stranger than its column's ordinary ones before it is doubted
-_HIDDEN = 0.34  # share of a row's cells that may be doubted
+_CELL_ROUNDS = 2  # then, with all rows
+_FAR = 4.5  # nats by which a strange cell is less likely than what is expected: three standard deviations
+_ERRORS = 0.05  # share of the cells that are taken to be wrong
+_SUSPICION = 0.5  # of the log-odds by value; all of them would trust the densities too much
+_HIDDEN = 0.34  # share of a row's cells that may be strange in a robust fit
 
 
 class Density(NamedTuple):
@@ -56,16 +62,26 @@ class Density(NamedTuple):
     likelihoods : ColumnLikelihoods
     mixture : Mixture
         Of all members: ``log_weight`` (M, C), ``W`` (M, C, F, L) and so on.
+    cell_mixture : Mixture
+        The one that is asked for cells. A robust fit leaves out rows for the other, but of a row with a wrong cell this
+        one learns from the rest.
     bank : Tensor of shape (N, F)
-        Rows to be neighbours, their holes filled by the first member; none where they may be outliers themselves.
+        Rows to be neighbours, their holes filled by the first member.
     margins : Tensor of shape (2, F)
         Median and half the interquartile range of each feature.
+    corruption : Corruption
+        Density of wrong cells.
+    robust : bool
+        Whether there were outliers among the training rows.
     """
 
     likelihoods: ColumnLikelihoods
     mixture: Mixture
+    cell_mixture: Mixture
     bank: Tensor
     margins: Tensor
+    corruption: Corruption
+    robust: bool
 
     @property
     def n_components(self) -> int:
@@ -109,19 +125,26 @@ def fit_density(table: Table, *, seed: int, dtype: torch.dtype, trimmed: float =
     for member in range(n_members):
         rows = order[(fold[order] != member) | (n_members == 1)][:_EM_ROWS]
         fits.append(_fit_trimmed(x[rows], o[rows], n_components, rank, floor, trimmed, seed))
-    mixture = Mixture(
-        torch.stack([fit.log_weight for fit in fits]),
-        Linear(*(torch.stack(p) for p in zip(*(fit.linear for fit in fits), strict=True))),
-    )
-    rows = order[: 0 if trimmed else _BANK]
-    bank = _filled(x[rows], o[rows], fits[0])
-    density = Density(likelihoods.to(dtype), mixture.to(dtype), bank.to(dtype), _margins(x[some], o[some]).to(dtype))
-    return density, _calibrate(density, table, fold, rows, rng)
+    mixture, cell_mixture = (_stacked(members) for members in zip(*fits, strict=True))
+    margins = _margins(x[some], o[some])
+    rows = order[:_BANK]
+    if trimmed:
+        rows = rows[_ordinary(x[rows], o[rows], fits[0][0], margins)]
+    bank = _filled(x[rows], o[rows], fits[0][0])
+    corruption = Corruption.fit(table.values[some].to(dtype), table.observed[some], table.n_levels)
+    likelihoods, mixture, cell_mixture = likelihoods.to(dtype), mixture.to(dtype), cell_mixture.to(dtype)
+    density = Density(likelihoods, mixture, cell_mixture, bank.to(dtype), margins.to(dtype), corruption, trimmed > 0)
+    return density, _calibrate(density, table, fold, rng)
 
 
-def _calibrate(
-    density: Density, table: Table, fold: Tensor, bank_rows: Tensor, rng: np.random.Generator
-) -> RowCalibration:
+def _ordinary(x: Tensor, o: Tensor, mixture: Mixture, margins: Tensor) -> Tensor:
+    """Which rows are likely no outliers."""
+    scores = torch.stack([-log_evidence(x, o, mixture), _tails(x, o, margins)]) / o.sum(1).clamp(min=1)
+    rank = scores.argsort(1).argsort(1).sum(0)
+    return rank <= rank.double().quantile(_BULK)
+
+
+def _calibrate(density: Density, table: Table, fold: Tensor, rng: np.random.Generator) -> RowCalibration:
     """What rows score under the member that has not seen them, as they are and with further cells hidden."""
     n = len(fold)
     plain = rng.permutation(n)[:_CALIBRATION_ROWS]
@@ -130,24 +153,31 @@ def _calibrate(
     rate = np.concatenate([np.zeros(len(plain)), rng.uniform(0, 0.8, _REMASKED)])
     kept = torch.as_tensor(rng.random((len(rows), table.observed.shape[1])) >= rate[:, None], device=fold.device)
     values, observed = table.values[rows].to(density.bank), table.observed[rows] & kept
-    place = torch.full((n,), -1, device=fold.device)
-    place[bank_rows] = torch.arange(len(bank_rows), device=fold.device)
-    scores = row_scores(density, values, observed, place[rows])
+    scores = row_scores(density, values, observed)
     own = scores[:, fold[rows], torch.arange(len(rows), device=fold.device)]
     return RowCalibration.fit(own.cpu().numpy(), observed.cpu().numpy(), fold[rows].cpu().numpy())
 
 
 def _fit_trimmed(
     x: Tensor, o: Tensor, n_components: int, rank: int, floor: Tensor, trimmed: float, seed: int
-) -> Mixture:
-    """A mixture of the rows but the strangest, and of their cells but the strange ones, which are found in rounds."""
+) -> tuple[Mixture, Mixture]:
+    """Mixtures of the rows but the strangest, and of all rows; of their cells but the strange ones, found in rounds."""
     mixture = fit_mixture(x, o, n_components, rank, floor, seed=seed)
     for _ in range(_ROUNDS if trimmed else 0):
         evidence = log_evidence(x, o, mixture) / o.sum(1).clamp(min=1)
         kept = evidence >= evidence.quantile(trimmed)
         ordinary = o & ~_strange_features(x, o, mixture)
         mixture = fit_mixture(x[kept], ordinary[kept], n_components, rank, floor, seed=seed)
-    return mixture
+    of_cells = mixture
+    for _ in range(_CELL_ROUNDS if trimmed else 0):
+        ordinary = o & ~_strange_features(x, o, of_cells)
+        of_cells = fit_mixture(x, ordinary, n_components, rank, floor, seed=seed)
+    return mixture, of_cells
+
+
+def _stacked(members: Sequence[Mixture]) -> Mixture:
+    linear = zip(*(member.linear for member in members), strict=True)
+    return Mixture(torch.stack([member.log_weight for member in members]), Linear(*map(torch.stack, linear)))
 
 
 def _strange_features(x: Tensor, o: Tensor, mixture: Mixture) -> Tensor:
@@ -187,42 +217,46 @@ def _specs(table: Table) -> list[CellSpec]:
     ]
 
 
-def row_scores(density: Density, values: Tensor, observed: Tensor, own: Tensor | None = None) -> Tensor:
-    """Both scores of each row under each member, (2, M, n) in float64: higher is stranger.
+def row_scores(density: Density, values: Tensor, observed: Tensor) -> Tensor:
+    """Three scores of each row under each member, (3, M, n) in float64: higher is stranger.
 
-    The first is the negative log-likelihood of the observed cells, in nats. The second, the same for all members, is
-    the mean distance to the nearest rows of the bank over these cells. Where there is no bank, because the rows may
-    hold outliers, which have each other for neighbours, it is the negative log-likelihood of independent
-    Cauchy-distributed columns: it sees no relation between columns, and so none between outliers.
+    The first is the negative log-likelihood of the observed cells, in nats. The others, the same for all members, are
+    the distance to the nearest row of the bank over these cells and the mean distance to some of the nearest. After a
+    robust fit, where a few outliers may have found their way into the bank, the second is the negative log-likelihood
+    of independent Cauchy-distributed columns, which see no relation between columns, and so none between outliers,
+    and more neighbours are asked.
 
     Parameters
     ----------
     values, observed : Tensor of shape (n, D)
-    own : int Tensor of shape (n,), optional
-        Place of each row in the bank, where it must not be its own neighbour; -1 where it is not there.
     """
     x, o = _inputs(density, values, observed)
     nll = -log_evidence(x, o, density.mixture)
-    if len(density.bank):
-        parts = chunks(len(x), len(density.bank))
-        other = torch.cat([_distance(density.bank, x[r], o[r], None if own is None else own[r]) for r in parts])
-    else:
-        middle, half = density.margins
-        other = torch.where(o, ((x - middle) / half).square().log1p(), 0).sum(-1)
-    return torch.stack([nll, other.expand_as(nll)]).double()
+    k = _MANY_NEIGHBOURS if density.robust else _NEIGHBOURS
+    parts = chunks(len(x), len(density.bank) + k * x.shape[1])
+    nearest = torch.cat([_distances(density.bank, x[rows], o[rows], k) for rows in parts])
+    other = _tails(x, o, density.margins) if density.robust else nearest[:, 0]
+    return torch.stack([nll, other.expand_as(nll), nearest.mean(-1).expand_as(nll)]).double()
 
 
-def _distance(bank: Tensor, x: Tensor, observed: Tensor, own: Tensor | None) -> Tensor:
-    """Mean distance (B,) to the nearest rows of the bank, over the observed features."""
+def _tails(x: Tensor, o: Tensor, margins: Tensor) -> Tensor:
+    """Negative log-likelihood (n,) of independent Cauchy-distributed features, up to a constant."""
+    middle, half = margins
+    return torch.where(o, ((x - middle) / half).square().log1p(), 0).sum(-1)
+
+
+def _distances(bank: Tensor, x: Tensor, observed: Tensor, k: int) -> Tensor:
+    """Distances (B, k) to the nearest rows of the bank but one that is the same, over the observed features.
+
+    So the rows of the training table, which are in the bank, are treated as new ones.
+    """
     o = observed.to(x.dtype)
     terms, features = torch.cat([o, -2 * o * x], -1), torch.cat([bank.square(), bank], -1)
-    squares = (terms @ features.T) + (o * x.square()).sum(-1, keepdim=True)
-    if own is not None:
-        squares = squares.scatter(
-            1, own.clamp(min=0).unsqueeze(1), torch.where(own < 0, squares[:, 0], math.inf).unsqueeze(1)
-        )
-    nearest = squares.topk(min(_NEIGHBOURS, max(1, len(bank) - 1)), largest=False).values
-    return nearest.clamp(min=0).sqrt().mean(-1)
+    candidates = (terms @ features.T).topk(min(k + 1, len(bank)), largest=False).indices
+    way = torch.where(observed.unsqueeze(1), bank[candidates] - x.unsqueeze(1), 0)  # not a difference of large numbers
+    nearest = way.square().sum(-1).sort(-1).values
+    same = (nearest[:, :1] == 0) & (len(bank) > 1)
+    return torch.where(same, nearest.roll(-1, 1), nearest)[:, : min(k, max(1, len(bank) - 1))].sqrt()
 
 
 def log_likelihood(density: Density, values: Tensor, observed: Tensor) -> Tensor:
@@ -233,7 +267,7 @@ def log_likelihood(density: Density, values: Tensor, observed: Tensor) -> Tensor
 
 
 def cells(density: Density, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-    """What the rest of its row says of each cell.
+    """What the rest of its row says of each cell, where cells that are likely wrong have as little say.
 
     Parameters
     ----------
@@ -242,44 +276,25 @@ def cells(density: Density, values: Tensor, observed: Tensor) -> tuple[Tensor, T
 
     Returns
     -------
-    expected, log_density : Tensor of shape (n, D)
-        The expected cell, and ``log p(x_j | the observed others)`` of the one that stands in `values`.
+    expected, score : Tensor of shape (n, D)
+        The expected cell, and how strange the one that stands in `values` is: ``-log p(x_j | the believed others)``
+        and half of the log-density that it would have if it were wrong.
     """
-    weight, linear = density.mixture
+    likelihoods, (weight, linear) = density.likelihoods, density.cell_mixture
     flat = Mixture((weight - math.log(len(weight))).flatten(), Linear(*(p.flatten(0, 1) for p in linear)))
-    parts = [
-        _cells(density.likelihoods, flat, values[rows], observed[rows])
-        for rows in chunks(len(values), 4 * linear.W.numel())
-    ]
-    expected, log_density = (torch.cat(p) for p in zip(*parts, strict=True))
-    return expected, log_density
-
-
-def doubtful_cells(density: Density, values: Tensor, observed: Tensor, ordinary: Tensor) -> tuple[Tensor, Tensor]:
-    """`cells`, where the strange cells of a row have no say in the others.
-
-    The strangest cell of a row is set aside, then the strangest of those left, while one is strange given the rest.
-
-    Parameters
-    ----------
-    values, observed : Tensor of shape (n, D)
-    ordinary : Tensor of shape (D,)
-        Negative log-density of an ordinary cell of each column.
-    """
-    expected, log_density = cells(density, values, observed)
-    trusted = observed.clone()
-    most = (_HIDDEN * observed.sum(1)).floor()
-    rows = torch.arange(len(values), device=values.device)
-    for _ in range(_ROUNDS):
-        score = torch.where(trusted[rows], -log_density[rows] - ordinary, -math.inf)
-        worst, column = score.max(1)
-        doubted = (worst > STRANGE) & ((observed & ~trusted)[rows].sum(1) < most[rows])
-        rows, column = rows[doubted], column[doubted]
-        if len(rows) == 0:
-            break
-        trusted[rows, column] = False
-        expected[rows], log_density[rows] = cells(density, values[rows], trusted[rows])
-    return expected, log_density
+    answers, scores = [], []
+    for rows in chunks(len(values), 4 * linear.W.numel()):
+        wrong = density.corruption.log_density(values[rows])
+        said = doubtful(
+            lambda x, believed: _cells(likelihoods, flat, x, believed),
+            values[rows],
+            observed[rows],
+            math.log(1 / _ERRORS - 1) - wrong,
+            likelihoods.answer_columns,
+        )
+        answers.append(said.answers)
+        scores.append(_SUSPICION * wrong - said.log_density)
+    return likelihoods.points(torch.cat(answers)), torch.cat(scores)
 
 
 def trimmed_share(n: int) -> float:
@@ -287,7 +302,7 @@ def trimmed_share(n: int) -> float:
     return 0.2 if n >= _LARGE else 0.35
 
 
-def _cells(likelihoods: ColumnLikelihoods, mixture: Mixture, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+def _cells(likelihoods: ColumnLikelihoods, mixture: Mixture, values: Tensor, observed: Tensor) -> Cells:
     columns, answer_columns = likelihoods.feature_columns, likelihoods.answer_columns
     x, o = likelihoods.features(values), observed[:, columns]
     mean, variance, log_weight = leave_one_out(x, o, mixture)
@@ -300,7 +315,7 @@ def _cells(likelihoods: ColumnLikelihoods, mixture: Mixture, values: Tensor, obs
     params = likelihoods.base(mean, 0.5 * variance.log())
     log_px = likelihoods.log_prob(params, values)
     answers = (log_weight[..., answer_columns].exp() * likelihoods.answers(params)).sum(0)
-    return likelihoods.points(answers), torch.logsumexp(log_weight + log_px, 0)
+    return Cells(answers, torch.logsumexp(log_weight + log_px, 0))
 
 
 def _first_features(columns: Tensor, n_columns: int) -> Tensor:
@@ -316,18 +331,22 @@ def _inputs(density: Density, values: Tensor, observed: Tensor) -> tuple[Tensor,
 
 def to_state(density: Density) -> tuple[dict[str, np.ndarray], dict]:
     """Everything that makes up a density, as arrays and as plain numbers (JSON)."""
-    weight, linear = density.mixture
-    tensors = {"log_weight": weight, "bank": density.bank, "margins": density.margins, **linear._asdict()}
-    header = {"specs": [asdict(spec) for spec in density.likelihoods.specs]}
+    tensors = {"bank": density.bank, "margins": density.margins}
+    for part, (weight, linear) in (("rows", density.mixture), ("cells", density.cell_mixture)):
+        tensors |= {f"{part}/{key}": value for key, value in {"log_weight": weight, **linear._asdict()}.items()}
+    tensors |= {f"corruption/{key}": value for key, value in density.corruption._asdict().items()}
+    header = {"specs": [asdict(spec) for spec in density.likelihoods.specs], "robust": density.robust}
     return {key: value.cpu().numpy() for key, value in tensors.items()}, header
 
 
 def from_state(tensors: Mapping[str, np.ndarray], header: Mapping, device: torch.device) -> Density:
     """The inverse of `to_state`, on any device."""
     specs = [CellSpec(s["family"], tuple(s["points"]), tuple(s["edges"])) for s in header["specs"]]
-    arrays = {
-        key: torch.tensor(tensors[key], device=device) for key in ("log_weight", "W", "b", "psi", "bank", "margins")
-    }
-    likelihoods = ColumnLikelihoods(specs, log_scale_floor=-10.0).to(device, arrays["b"].dtype)
-    mixture = Mixture(arrays["log_weight"], Linear(arrays["W"], arrays["b"], arrays["psi"]))
-    return Density(likelihoods, mixture, arrays["bank"], arrays["margins"])
+    arrays = {key: torch.tensor(array, device=device) for key, array in tensors.items()}
+    likelihoods = ColumnLikelihoods(specs, log_scale_floor=-10.0).to(device, arrays["bank"].dtype)
+    mixture, cell_mixture = (
+        Mixture(arrays[f"{part}/log_weight"], Linear(*(arrays[f"{part}/{key}"] for key in Linear._fields)))
+        for part in ("rows", "cells")
+    )
+    corruption = Corruption(*(arrays[f"corruption/{key}"] for key in Corruption._fields))
+    return Density(likelihoods, mixture, cell_mixture, arrays["bank"], arrays["margins"], corruption, header["robust"])

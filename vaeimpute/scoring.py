@@ -176,8 +176,11 @@ class RowCalibration:
         """Per group of the rows with masks (n, D): the ordinary rows that are like them, and the rows."""
         group = _group(observed)
         for g in np.unique(group):
-            like = self.group == g
-            yield like if like.sum() >= _MIN_GROUP else np.ones_like(like), group == g
+            distance = np.abs(self.group - g)
+            like = next(
+                (distance <= d for d in range(len(_STEPS)) if (distance <= d).sum() >= _MIN_GROUP), distance >= 0
+            )
+            yield like, group == g
 
 
 def _group(observed: NDArray) -> NDArray:

@@ -116,8 +116,8 @@ class BaseVAE(BaseEstimator, ABC):
         """Comparable anomaly score of each row, (n,)."""
 
     @abstractmethod
-    def _cell_log_density(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        """``log p(x_j | the other observed cells)`` of the modelled columns, (n, d)."""
+    def _cell_scores(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        """How strange each cell of the modelled columns is given the other observed cells, (n, d), in nats."""
 
     @property
     @abstractmethod
@@ -221,8 +221,9 @@ class BaseVAE(BaseEstimator, ABC):
         Returns
         -------
         table of shape (n, D)
-            ``-log p(x_j | rest of the row)`` with the cell hidden, minus what an ordinary cell of its column scores,
-            in nats; NaN where X has a hole. Container and index as X has them.
+            ``-log p(x_j | rest of the row)`` with the cell hidden, in nats, and made comparable between columns: the
+            imputer takes off what an ordinary cell of the column scores, the detector half of what the cell would score
+            if it were wrong. NaN where X has a hole. Container and index as X has them.
 
         Raises
         ------
@@ -241,9 +242,7 @@ class BaseVAE(BaseEstimator, ABC):
         array([ True, False])
         """
         X, values, observed = self._encoded(X)
-        log_density = self._cell_log_density(*self._tensors(values, observed))
-        scores = self._all_columns(-log_density)
-        scores[:, self.modelled_] -= self.cell_surprise_
+        scores = self._all_columns(self._cell_scores(*self._tensors(values, observed)))
         return like(X, np.where(observed & self.modelled_, scores, np.nan))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -19,19 +19,19 @@ from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._state import LEARNED
 from vaeimpute.fitting import Table
-from vaeimpute.scoring import column_surprise
 
 _FALSE_ALARMS = 0.05  # of ordinary rows, with contamination="auto"
-_SURPRISE_ROWS = 1000
+_STRANGE = 3.0  # cell score from which a picture shows what was expected
 _DARK = 6.0  # cell score from which a picture's text is white
 
 
 class VAEOutlierDetector(OutlierMixin, BaseVAE):
     """Find strange rows, and the strange cells in them, in a mixed-type table with holes.
 
-    Rows are scored by two things: their likelihood under a mixture of linear VAEs, solved exactly on the observed
-    cells, and the distance to their nearest neighbours. Four members, each blind to a quarter of the rows, tell what
-    ordinary rows score; a row's score says how rare it would be among them.
+    Rows are scored by their likelihood under a mixture of linear VAEs, solved exactly on the observed cells, and by the
+    distance to their nearest neighbours. Four members, each blind to a quarter of the rows, tell what ordinary rows
+    score; a row's score says how rare it would be among them. Cells are scored by how much less likely the rest of
+    their row makes them than a wrong cell would be; cells that are likely wrong have as little say in that.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
     def repair(self, X: Any, threshold: float = 5.0) -> Any:
         """X with its strange cells replaced by what the rest of their row says.
 
-        The strangest cells of a row are set aside first, so that they have no say in what is expected of the others.
+        Cells that are likely wrong have as little say in what is expected of the others.
 
         Parameters
         ----------
@@ -374,7 +374,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         ax.set_facecolor("0.85")  # holes
         for row, i in enumerate(shown):
             for j in np.flatnonzero(observed[i]):
-                strange = scores[i, j] > detection.STRANGE
+                strange = scores[i, j] > _STRANGE
                 text = _short(value[j][i]) + (f"\n({_short(said[j][i])})" if strange else "")
                 colour = "white" if scores[i, j] > _DARK else "black"
                 ax.text(j, row, text, ha="center", va="center", fontsize=7, color=colour)
@@ -394,9 +394,6 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         )
         self.n_components_ = self.density_.n_components
         values, observed = table.values.to(self._weights), table.observed
-        some = slice(0, _SURPRISE_ROWS)
-        _, log_density = detection.cells(self.density_, values[some], observed[some])
-        self.cell_surprise_ = column_surprise(log_density.double().cpu().numpy(), observed[some].cpu().numpy())
         if isinstance(self.contamination, str):
             self.offset_ = -self.row_calibration_.quantile(1 - _FALSE_ALARMS)
         else:
@@ -424,20 +421,15 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
     def _strangeness(self, values: torch.Tensor, observed: torch.Tensor) -> NDArray:
         return self.row_calibration_.rarity(*self._combined(values, observed))
 
-    def _cell_log_density(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        return detection.doubtful_cells(self.density_, values, observed, self._ordinary_surprise())[1]
-
-    def _ordinary_surprise(self) -> torch.Tensor:
-        return torch.as_tensor(self.cell_surprise_).to(self._weights)
+    def _cell_scores(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        return detection.cells(self.density_, values, observed)[1]
 
     def _cells(self, X: Any) -> tuple[Any, NDArray, NDArray, NDArray]:
         """Checked X, and of all its cells (n, D) the expected value, the score, and whether it is observed."""
         X, values, observed = self._encoded(X)
         x, o = self._tensors(values, observed)
-        expected, log_density = detection.doubtful_cells(self.density_, x, o, self._ordinary_surprise())
-        scores = self._all_columns(-log_density)
-        scores[:, self.modelled_] -= self.cell_surprise_
-        return X, self._all_columns(expected), scores, observed & self.modelled_
+        expected, scores = detection.cells(self.density_, x, o)
+        return X, self._all_columns(expected), self._all_columns(scores), observed & self.modelled_
 
 
 def _as_columns(X: Any) -> list:

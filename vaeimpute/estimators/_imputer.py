@@ -18,7 +18,7 @@ from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._containers import repeated, selected
 from vaeimpute.estimators._running import progress, seeded
-from vaeimpute.estimators._state import LEARNED
+from vaeimpute.estimators._state import CALIBRATED, LEARNED
 from vaeimpute.fitting import Table, fit_table
 from vaeimpute.images.fitting import Images, fit_images
 from vaeimpute.images.pixels import Pixels
@@ -94,7 +94,7 @@ class VAEImputer(TransformerMixin, BaseVAE):
         "verbose": ["verbose"],
     }
 
-    _learned: ClassVar[tuple[str, ...]] = (*LEARNED, "ensemble_", "history_", "n_iter_", "mask_calibration_")
+    _learned: ClassVar[tuple[str, ...]] = (*LEARNED, *CALIBRATED, "ensemble_", "history_", "n_iter_")
 
     def __init__(
         self,
@@ -414,8 +414,9 @@ class VAEImputer(TransformerMixin, BaseVAE):
         nll = -self._log_likelihood(values, observed)
         return self.mask_calibration_.score(nll.double().cpu().numpy(), observed.cpu().numpy())
 
-    def _cell_log_density(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        return inference.cell_log_density(self.ensemble_, values, observed)
+    def _cell_scores(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        ordinary = torch.as_tensor(self.cell_surprise_).to(values)
+        return -inference.cell_log_density(self.ensemble_, values, observed) - ordinary
 
     @property
     def _weights(self) -> torch.Tensor:

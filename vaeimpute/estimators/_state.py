@@ -17,7 +17,8 @@ from vaeimpute.images.encoding import ImageEncoder
 from vaeimpute.scoring import MaskCalibration, RowCalibration
 
 # What a fit of either estimator sets besides its core; each adds its own names of plain values, arrays and parts.
-LEARNED = ("n_features_in_", "feature_names_in_", "encoder_", "modelled_", "had_holes_", "cell_surprise_")
+LEARNED = ("n_features_in_", "feature_names_in_", "encoder_", "modelled_", "had_holes_")
+CALIBRATED = ("mask_calibration_", "cell_surprise_")  # by the imputer
 _ARRAYS = ("modelled_", "had_holes_", "cell_surprise_")
 
 # Parts that know how to become arrays and plain values, and how to come back: attribute -> (there, back).
@@ -37,7 +38,7 @@ def learned_state(learned: Mapping[str, Any]) -> tuple[dict[str, NDArray], dict]
     learned : mapping
         The attributes by name.
     """
-    tensors = {name: learned[name] for name in _ARRAYS}
+    tensors = {name: learned[name] for name in _ARRAYS if name in learned}
     header: dict[str, Any] = {}
     for name in sorted(_PARTS.keys() & learned.keys()):
         arrays, header[name] = _PARTS[name][0](learned[name])
@@ -54,7 +55,7 @@ def learned_state(learned: Mapping[str, Any]) -> tuple[dict[str, NDArray], dict]
 
 def from_learned_state(tensors: Mapping[str, NDArray], header: Mapping, device: torch.device) -> dict[str, Any]:
     """The inverse of `learned_state`, on any device."""
-    learned: dict[str, Any] = {name: tensors[name] for name in _ARRAYS}
+    learned: dict[str, Any] = {name: tensors[name] for name in _ARRAYS if name in tensors}
     learned["encoder_"] = (TableEncoder if "schema" in header["encoder"] else ImageEncoder).from_json(header["encoder"])
     with torch.random.fork_rng(devices=[]):  # PyTorch draws weights for a new module, before these take their place
         for name in _PARTS.keys() & header.keys():
