@@ -24,6 +24,14 @@ LEVELS = {
     "networks": 0,
     "objective": 0,
     "persistence": 0,
+    "reading": 1.2,  # what models of tables and of images have in common
+    "images": 1,
+    "images.encoding": 1,
+    "images.pixels": 1,
+    "images.networks": 1,
+    "images.model": 1.5,
+    "images.fitting": 3,
+    "images.detection": 3.5,
     "encoding": 1,
     "columns": 1,
     "model": 1.5,  # on top of the columns' product

@@ -88,6 +88,27 @@ class Density(NamedTuple):
         """Components of each member."""
         return self.mixture.log_weight.shape[1]
 
+    @property
+    def weights(self) -> Tensor:
+        """Any tensor that has the dtype and the device to compute with."""
+        return self.bank
+
+    def mask(self, observed: Tensor) -> np.ndarray:
+        """What scores depend on besides the values, (n, D)."""
+        return observed.cpu().numpy()
+
+    def row_scores(self, values: Tensor, observed: Tensor) -> Tensor:
+        """Scores of each row under each member, (V, M, n)."""
+        return row_scores(self, values, observed)
+
+    def log_likelihood(self, values: Tensor, observed: Tensor) -> Tensor:
+        """Log-likelihood of each row's observed cells (n,), in nats."""
+        return log_likelihood(self, values, observed)
+
+    def cells(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected cells and scores, (n, D)."""
+        return cells(self, values, observed)
+
 
 def fit_density(table: Table, *, seed: int, dtype: torch.dtype, trimmed: float = 0.0) -> tuple[Density, RowCalibration]:
     """Fit a mixture to the rows outside of each fold, and learn what the rows of the fold score.

@@ -446,9 +446,24 @@ class TableEncoder:
         return frame.to_numpy() if self.schema.container == "numpy" else frame
 
     @property
+    def names(self) -> list[Any]:
+        """Name of each column."""
+        return list(self.schema.names)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kind of each column."""
+        return [str(column.kind) for column in self.schema.columns]
+
+    @property
+    def levels(self) -> list[int]:
+        """Number of levels of each column, 0 for numbers."""
+        return [column.n_levels for column in self.schema.columns]
+
+    @property
     def numbers(self) -> NDArray[np.bool_]:
         """Which columns hold numbers, and not levels, (D,)."""
-        return np.array([column.n_levels == 0 for column in self.schema.columns])
+        return np.array(self.levels) == 0
 
     def log_jacobian(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """``log |d value / d cell|`` of each number (n, D), in the user's unit; zero for levels."""

@@ -71,6 +71,8 @@ def answers(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
     share = ensemble.share[columns]
     total = values.new_zeros(len(values), len(columns))
     for model, weight in zip(ensemble.readings, (share, 1 - share), strict=True):
+        if not weight.any():
+            continue
         noise = latent_noise(model)
         for rows in _chunks(model, len(values), len(noise)):
             x, o = _for_members(model, values[rows], observed[rows])
@@ -92,21 +94,25 @@ def draw(ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int) -> 
     reading is picked per column, with one uniform number per row, so that cells of one reading stay coherent.
     Numbers are spread around their mean by the ensemble's calibrated factor.
     """
-    drawn = []
-    for model in ensemble.readings:
-        parts = [
-            _draw_chunk(model, *_for_members(model, values[rows], observed[rows]), n_draws)
-            for rows in _chunks(model, len(values), max(len(latent_noise(model)), n_draws))
-        ]
-        samples = torch.cat(parts, 2)  # (n_draws, M, n, D)
-        member = torch.randint(samples.shape[1], (n_draws, 1, samples.shape[2], 1), device=values.device)
-        drawn.append(samples.take_along_dim(member, 1).squeeze(1))
-    pick = torch.rand(n_draws, len(values), 1, device=values.device) < ensemble.share
-    cells = torch.where(pick, drawn[0], drawn[1])
+    cells = _drawn(ensemble.conditional, values, observed, n_draws)
+    if ensemble.share.any():
+        pick = torch.rand(n_draws, len(values), 1, device=values.device) < ensemble.share
+        cells = torch.where(pick, _drawn(ensemble.joint, values, observed, n_draws), cells)
     points = ensemble.joint.likelihoods.points(answers(ensemble, values, observed))
     # Levels and classes have a spread of one, and so stay what was drawn.
     spread = torch.where(ensemble.spread == 1, cells, points + ensemble.spread * (cells - points))
     return torch.where(observed, values, spread)
+
+
+def _drawn(model: Reading, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
+    """Draws of every cell by one reading, (n_draws, n, D), each row's by a member picked at random."""
+    parts = [
+        _draw_chunk(model, *_for_members(model, values[rows], observed[rows]), n_draws)
+        for rows in _chunks(model, len(values), max(len(latent_noise(model)), n_draws))
+    ]
+    samples = torch.cat(parts, 2)  # (n_draws, M, n, D)
+    member = torch.randint(samples.shape[1], (n_draws, 1, samples.shape[2], 1), device=values.device)
+    return samples.take_along_dim(member, 1).squeeze(1)
 
 
 @torch.no_grad()
@@ -120,9 +126,7 @@ def draw_per_member(model: Reading, values: Tensor, observed: Tensor, n_draws: i
     return torch.cat(parts, 2)
 
 
-def _draw_chunk(
-    model: Reading, values: Tensor, observed: Tensor, n_draws: int, wanted: Tensor | None = None
-) -> Tensor:
+def _draw_chunk(model: Reading, values: Tensor, observed: Tensor, n_draws: int, wanted: Tensor | None = None) -> Tensor:
     params, log_w = model.draws(values, observed, latent_noise(model))
     weights = torch.softmax(log_w, 1).transpose(1, 2).flatten(0, 1)  # (M * B, K)
     index = torch.multinomial(weights, n_draws, replacement=True).unflatten(0, (-1, values.shape[1]))  # (M, B, S)

@@ -32,6 +32,7 @@ class BaseVAE(BaseEstimator, ABC):
 
     _parameter_constraints: ClassVar[dict] = {
         "image_shape": [tuple, list, None],
+        "networks": [StrOptions({"auto", "mlp"})],
         "kinds": [dict, StrOptions(set(PIXELS)), None],
         "missing_values": [MissingValues()],
         "dtype": [StrOptions({"float32", "float64"})],
@@ -78,24 +79,26 @@ class BaseVAE(BaseEstimator, ABC):
             return encoder
         if isinstance(self.kinds, dict):
             raise ValueError(f"With image_shape, kinds must be one of {sorted(PIXELS)} for all pixels, got a dict.")
-        return ImageEncoder.fit(X, self._shape, kind=self.kinds, missing_values=self.missing_values)
+        encoder = ImageEncoder.fit(X, self._shape, kind=self.kinds, missing_values=self.missing_values)
+        if self.networks == "mlp" and encoder.kind == "count":  # a column of a table is standardised
+            encoder = ImageEncoder.fit(X, self._shape, kind="numeric", missing_values=self.missing_values)
+        return encoder
 
     def _opened(self, X: Any, device: torch.device) -> Table | Images:
         """The training data as tensors; sets which columns are modelled, and which had holes."""
         encoder = self.encoder_
         values, observed = encoder.encode(X)
-        self.had_holes_ = ~observed.all(0)
-        if isinstance(encoder, ImageEncoder):
-            self.modelled_ = np.ones(observed.shape[1], dtype=bool)
+        self.had_holes_, self.modelled_ = ~observed.all(0), np.asarray(observed.any(0))
+        if isinstance(encoder, ImageEncoder) and self.networks == "auto":
+            self.modelled_[:] = True  # a pixel that is always missing has neighbours
             x, o = torch.as_tensor(values, device=device), torch.as_tensor(observed, device=device)
             return Images(x, o, encoder.shape, encoder.kind, encoder.n_levels)
-        self.modelled_ = modelled = np.asarray(observed.any(0))
-        columns = [column for column, some in zip(encoder.schema.columns, modelled, strict=True) if some]
+        columns = np.flatnonzero(self.modelled_)
         return Table(
-            torch.as_tensor(values[:, modelled], device=device),
-            torch.as_tensor(observed[:, modelled], device=device),
-            [str(column.kind) for column in columns],
-            [column.n_levels for column in columns],
+            torch.as_tensor(values[:, columns], device=device),
+            torch.as_tensor(observed[:, columns], device=device),
+            [encoder.kinds[j] for j in columns],
+            [encoder.levels[j] for j in columns],
         )
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""VAEOutlierDetector: find strange rows and strange cells of a table, and say what they should be."""
+"""VAEOutlierDetector: find strange rows and strange cells of a table or of images, and say what they should be."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._state import LEARNED
 from vaeimpute.fitting import Table
+from vaeimpute.images import detection as images
+from vaeimpute.images.fitting import Images
+from vaeimpute.images.pixels import Pixels
 
 _FALSE_ALARMS = 0.05  # of ordinary rows, with contamination="auto"
 _STRANGE = 3.0  # cell score from which a picture shows what was expected
@@ -41,9 +44,15 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
     robust : "auto" or bool, default="auto"
         Whether to fit to the bulk of the training rows only, because some of them are strange themselves. "auto" does
         so when `contamination` is a number.
-    kinds : dict of column name to str, default=None
+    image_shape : tuple of int, default=None
+        ``(height, width)`` or ``(height, width, channels)`` if X holds images: an array ``(n, H * W * C)``, ``(n, H, W)``
+        or ``(n, H, W, C)``, of integers or floats. Answers come in the same layout and dtype. None for tables.
+    networks : {"auto", "mlp"}, default="auto"
+        With `image_shape`: "auto" convolves, "mlp" takes every pixel as a column of a table.
+    kinds : dict of column name to str, or str, default=None
         Overrules the kind that the dtype suggests: "numeric", "positive", "count", "ordinal", "categorical",
-        "boolean" or "datetime". Columns of arrays are named ``x0``, ``x1``, ...
+        "boolean" or "datetime". Columns of arrays are named ``x0``, ``x1``, ... For images one kind for all pixels:
+        "boolean" (Bernoulli), "count" (8-bit levels: a mixture of discretised logistics) or "numeric" (Gaussian).
     missing_values : int, float, str, np.nan, None or pandas.NA, default=np.nan
         A value that means "missing" besides NaN, NaT, None and null, which always do.
     dtype : {"float32", "float64"}, default="float32"
@@ -90,7 +99,9 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         *,
         contamination: float | str = "auto",
         robust: bool | str = "auto",
-        kinds: dict | None = None,
+        image_shape: tuple[int, ...] | None = None,
+        networks: str = "auto",
+        kinds: dict | str | None = None,
         missing_values: Any = np.nan,
         dtype: str = "float32",
         device: str = "auto",
@@ -98,6 +109,8 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
     ) -> None:
         self.contamination = contamination
         self.robust = robust
+        self.image_shape = image_shape
+        self.networks = networks
         self.kinds = kinds
         self.missing_values = missing_values
         self.dtype = dtype
@@ -331,7 +344,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         """
         rows = self.anomaly_score(X)
         X, expected, scores, observed = self._cells(X)
-        names = list(self.encoder_.schema.names)
+        names = self.encoder_.names
         value, said = _as_columns(X), _as_columns(self.encoder_.fill(X, expected, ~observed))
         records = []
         for i in np.argsort(-rows, kind="stable"):
@@ -364,7 +377,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
 
         shown = np.argsort(-self.anomaly_score(X), kind="stable")[:n_rows]
         X, expected, scores, observed = self._cells(X)
-        names = list(self.encoder_.schema.names)
+        names = self.encoder_.names
         value, said = _as_columns(X), _as_columns(self.encoder_.fill(X, expected, ~observed))
         if ax is None:
             size = (2 + 0.9 * len(names), 1 + 0.45 * len(shown))
@@ -384,57 +397,65 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         ax.figure.colorbar(image, ax=ax, label="cell score, nats")
         return ax
 
-    def _learn(self, table: Table, seed: int) -> bool:
-        if len(table.values) < 2:
+    def _learn(self, data: Table | Images, seed: int) -> bool:
+        n = len(data.values)
+        if n < 2:
             raise ValueError("VAEOutlierDetector needs at least two rows to compare, but got n_samples = 1.")
         robust = self.contamination != "auto" if self.robust == "auto" else self.robust
-        trimmed = detection.trimmed_share(len(table.values)) if robust else 0.0
-        self.density_, self.row_calibration_ = detection.fit_density(
-            table, seed=seed, dtype=getattr(torch, self.dtype), trimmed=trimmed
-        )
+        options = {
+            "seed": seed,
+            "dtype": getattr(torch, self.dtype),
+            "trimmed": detection.trimmed_share(n) if robust else 0.0,
+        }
+        if isinstance(data, Images):
+            self.density_, self.row_calibration_ = images.fit_density(data, **options)
+        else:
+            self.density_, self.row_calibration_ = detection.fit_density(data, **options)
         self.n_components_ = self.density_.n_components
-        values, observed = table.values.to(self._weights), table.observed
         if isinstance(self.contamination, str):
             self.offset_ = -self.row_calibration_.quantile(1 - _FALSE_ALARMS)
         else:
-            score = -self._strangeness(values, observed)
+            score = -self._strangeness(data.values.to(self._weights), data.observed)
             self.offset_ = float(np.percentile(score, 100 * self.contamination))
         return False
 
     @property
-    def _likelihoods(self) -> ColumnLikelihoods:
+    def _likelihoods(self) -> ColumnLikelihoods | Pixels:
         return self.density_.likelihoods
 
     @property
     def _weights(self) -> torch.Tensor:
-        return self.density_.bank
+        return self.density_.weights
 
     def _log_likelihood(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        return detection.log_likelihood(self.density_, values, observed)
+        return self.density_.log_likelihood(values, observed)
 
     def _combined(self, values: torch.Tensor, observed: torch.Tensor) -> tuple[NDArray, NDArray]:
-        """Combined score of each row under each member (M, n), and the mask of the modelled columns."""
-        scores = detection.row_scores(self.density_, values, observed).cpu().numpy()
-        mask = observed.cpu().numpy()
+        """Combined score of each row under each member (M, n), and what stands for the mask."""
+        scores, mask = self.density_.row_scores(values, observed).cpu().numpy(), self.density_.mask(observed)
         return self.row_calibration_.combined(scores, mask), mask
 
     def _strangeness(self, values: torch.Tensor, observed: torch.Tensor) -> NDArray:
         return self.row_calibration_.rarity(*self._combined(values, observed))
 
     def _cell_scores(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        return detection.cells(self.density_, values, observed)[1]
+        return self.density_.cells(values, observed)[1]
 
     def _cells(self, X: Any) -> tuple[Any, NDArray, NDArray, NDArray]:
         """Checked X, and of all its cells (n, D) the expected value, the score, and whether it is observed."""
         X, values, observed = self._encoded(X)
         x, o = self._tensors(values, observed)
-        expected, scores = detection.cells(self.density_, x, o)
+        expected, scores = self.density_.cells(x, o)
         return X, self._all_columns(expected), self._all_columns(scores), observed & self.modelled_
 
 
 def _as_columns(X: Any) -> list:
-    """The columns of a table, each as a sequence."""
-    return list(X.T) if isinstance(X, np.ndarray) else [c.to_list() for c in nw.from_native(X).iter_columns()]
+    """The columns of a table, or the pixels of images, each as a sequence."""
+    return (
+        list(X.reshape(len(X), -1).T)
+        if isinstance(X, np.ndarray)
+        else [c.to_list() for c in nw.from_native(X).iter_columns()]
+    )
 
 
 def _short(value: Any) -> str:

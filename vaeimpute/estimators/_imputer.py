@@ -1,4 +1,4 @@
-"""VAEImputer: fill the holes of a table."""
+"""VAEImputer: fill the holes of a table, or of images."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._containers import repeated, selected
 from vaeimpute.estimators._running import progress, seeded
-from vaeimpute.estimators._state import CALIBRATED, LEARNED
+from vaeimpute.estimators._state import CALIBRATED, IMAGES, LEARNED
 from vaeimpute.fitting import Table, fit_table
+from vaeimpute.images import detection as images
 from vaeimpute.images.fitting import Images, fit_images
 from vaeimpute.images.pixels import Pixels
 from vaeimpute.scoring import calibrate
@@ -37,9 +38,15 @@ class VAEImputer(TransformerMixin, BaseVAE):
 
     Parameters
     ----------
-    kinds : dict of column name to str, default=None
+    image_shape : tuple of int, default=None
+        ``(height, width)`` or ``(height, width, channels)`` if X holds images: an array ``(n, H * W * C)``, ``(n, H, W)``
+        or ``(n, H, W, C)``, of integers or floats. Answers come in the same layout and dtype. None for tables.
+    networks : {"auto", "mlp"}, default="auto"
+        With `image_shape`: "auto" convolves, "mlp" takes every pixel as a column of a table.
+    kinds : dict of column name to str, or str, default=None
         Overrules the kind that the dtype suggests: "numeric", "positive", "count", "ordinal", "categorical",
-        "boolean" or "datetime". Columns of arrays are named ``x0``, ``x1``, ...
+        "boolean" or "datetime". Columns of arrays are named ``x0``, ``x1``, ... For images one kind for all pixels:
+        "boolean" (Bernoulli), "count" (8-bit levels: a mixture of discretised logistics) or "numeric" (Gaussian).
     missing_values : int, float, str, np.nan, None or pandas.NA, default=np.nan
         A value that means "missing" besides NaN, NaT, None and null, which always do.
     point : {"mean", "median"}, default="mean"
@@ -94,12 +101,13 @@ class VAEImputer(TransformerMixin, BaseVAE):
         "verbose": ["verbose"],
     }
 
-    _learned: ClassVar[tuple[str, ...]] = (*LEARNED, *CALIBRATED, "ensemble_", "history_", "n_iter_")
+    _learned: ClassVar[tuple[str, ...]] = (*LEARNED, *CALIBRATED, *IMAGES, "ensemble_", "history_", "n_iter_")
 
     def __init__(
         self,
         *,
         image_shape: tuple[int, ...] | None = None,
+        networks: str = "auto",
         kinds: dict | str | None = None,
         missing_values: Any = np.nan,
         point: str = "mean",
@@ -112,6 +120,7 @@ class VAEImputer(TransformerMixin, BaseVAE):
         verbose: int = 0,
     ) -> None:
         self.image_shape = image_shape
+        self.networks = networks
         self.kinds = kinds
         self.missing_values = missing_values
         self.point = point
@@ -400,8 +409,17 @@ class VAEImputer(TransformerMixin, BaseVAE):
             else:
                 self.ensemble_, self.history_, interrupted = fit_table(data, on_check=on_check, **options)
         self.n_iter_ = max(record["step"] for record in self.history_)
-        self.mask_calibration_, self.cell_surprise_ = calibrate(self.ensemble_, data.values, data.observed, seed)
+        if isinstance(data, Images):
+            model = self.ensemble_.conditional
+            self.image_mixture_, self.row_calibration_ = images.fit_rows(model, data, seed=seed)
+            self.cell_surprise_ = images.pixel_surprise(model, data.values, data.observed).cpu().numpy()
+        else:
+            self.mask_calibration_, self.cell_surprise_ = calibrate(self.ensemble_, data.values, data.observed, seed)
         return interrupted
+
+    @property
+    def _convolves(self) -> bool:
+        return hasattr(self, "image_mixture_")
 
     @property
     def _likelihoods(self) -> ColumnLikelihoods | Pixels:
@@ -411,11 +429,18 @@ class VAEImputer(TransformerMixin, BaseVAE):
         return inference.log_evidence(self.ensemble_, values, observed)
 
     def _strangeness(self, values: torch.Tensor, observed: torch.Tensor) -> NDArray:
+        if self._convolves:
+            scores = images.row_scores(self.image_mixture_, self.ensemble_.conditional, values, observed)
+            coverage = images.coverage(observed, self.encoder_.shape)
+            combined = self.row_calibration_.combined(scores.cpu().numpy(), coverage)
+            return self.row_calibration_.rarity(combined, coverage)
         nll = -self._log_likelihood(values, observed)
         return self.mask_calibration_.score(nll.double().cpu().numpy(), observed.cpu().numpy())
 
     def _cell_scores(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
         ordinary = torch.as_tensor(self.cell_surprise_).to(values)
+        if self._convolves:
+            return images.scored_pixels(self.ensemble_.conditional, ordinary, values, observed)[1]
         return -inference.cell_log_density(self.ensemble_, values, observed) - ordinary
 
     @property

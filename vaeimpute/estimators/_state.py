@@ -13,18 +13,30 @@ from sklearn.base import BaseEstimator
 
 from vaeimpute import detection, inference
 from vaeimpute.encoding import TableEncoder
+from vaeimpute.images import detection as images
 from vaeimpute.images.encoding import ImageEncoder
 from vaeimpute.scoring import MaskCalibration, RowCalibration
 
 # What a fit of either estimator sets besides its core; each adds its own names of plain values, arrays and parts.
 LEARNED = ("n_features_in_", "feature_names_in_", "encoder_", "modelled_", "had_holes_")
 CALIBRATED = ("mask_calibration_", "cell_surprise_")  # by the imputer
+IMAGES = ("image_mixture_", "row_calibration_")  # by the imputer of images
 _ARRAYS = ("modelled_", "had_holes_", "cell_surprise_")
+
+
+def _density_state(density: detection.Density | images.ImageDensity) -> tuple[dict[str, NDArray], dict]:
+    return images.to_state(density) if isinstance(density, images.ImageDensity) else detection.to_state(density)
+
+
+def _density_from(tensors: Mapping[str, NDArray], header: Mapping, device: torch.device) -> Any:
+    return (images if "config" in header else detection).from_state(tensors, header, device)
+
 
 # Parts that know how to become arrays and plain values, and how to come back: attribute -> (there, back).
 _PARTS: dict[str, tuple[Callable, Callable]] = {
+    "image_mixture_": (images.mixture_state, images.mixture_from),
     "ensemble_": (inference.to_state, inference.from_state),
-    "density_": (detection.to_state, detection.from_state),
+    "density_": (_density_state, _density_from),
     "mask_calibration_": (MaskCalibration.to_state, MaskCalibration.from_state),
     "row_calibration_": (RowCalibration.to_state, RowCalibration.from_state),
 }
@@ -82,6 +94,8 @@ def plain_params(estimator: BaseEstimator) -> dict:
 
 def from_plain_params(params: Mapping) -> dict:
     """The inverse of `plain_params`."""
+    if params["image_shape"] is not None:
+        params = {**params, "image_shape": tuple(params["image_shape"])}
     if not isinstance(params["kinds"], list):
         return dict(params)
     kinds = {tuple(name) if isinstance(name, list) else name: kind for name, kind in params["kinds"]}

@@ -182,9 +182,31 @@ class ImageEncoder:
         return self._decoded(values, np.dtype(self.dtype)).reshape(len(values), *self.layout)
 
     @property
+    def n_pixels(self) -> int:
+        """Pixels times channels: columns."""
+        return int(np.prod(self.shape))
+
+    @property
+    def names(self) -> list[str]:
+        """Row and column of each pixel, and its channel if there are several."""
+        height, width, channels = self.shape
+        ends = [f", {c}]" for c in range(channels)] if channels > 1 else ["]"]
+        return [f"[{i}, {j}{end}" for i in range(height) for j in range(width) for end in ends]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kind of each pixel."""
+        return [self.kind] * self.n_pixels
+
+    @property
+    def levels(self) -> list[int]:
+        """Number of classes of each pixel, 0 for numbers."""
+        return [2 if self.kind == "boolean" else 0] * self.n_pixels
+
+    @property
     def numbers(self) -> NDArray[np.bool_]:
         """Which pixels are numbers, and not one of two values, (D,)."""
-        return np.full(int(np.prod(self.shape)), self.kind != "boolean")
+        return np.full(self.n_pixels, self.kind != "boolean")
 
     def log_jacobian(self, values: NDArray) -> NDArray:
         """``log |d value / d pixel|`` of each pixel: zero where the likelihood is a probability."""

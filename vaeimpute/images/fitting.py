@@ -56,16 +56,14 @@ def fit_images(
         held = Held.choose(images)
         joint, first = train(JointImageVAE, "joint", images, held, dtype, clock, on_check, share=0.3)
         conditional, second = train(ConditionalImageVAE, "conditional", images, held, dtype, clock, on_check)
-    n_pixels = images.values.shape[1]
-    a, b = first.errors.sum(), second.errors.sum()
-    share = (b**4 / (a**4 + b**4)).item() if a + b > 0 else 0.5  # as for a table's columns, all pixels pooled
-    pixels = torch.ones(n_pixels, dtype=dtype, device=device)
+    # A latent alone cannot say what the pixels around a hole do: the conditional reading answers for all pixels.
+    pixels = torch.ones(images.values.shape[1], dtype=dtype, device=device)
     history = [
         {"reading": name, **record}
         for name, fit in (("joint", first), ("conditional", second))
         for record in fit.history
     ]
-    return Ensemble(joint, conditional, share * pixels, pixels), history, clock.interrupted
+    return Ensemble(joint, conditional, 0 * pixels, pixels), history, clock.interrupted
 
 
 class Held(NamedTuple):
@@ -97,11 +95,17 @@ def train(
     clock: Clock,
     on_check: Callable[[str, dict, int], None],
     share: float = 1.0,
+    effort: float = 1.0,
 ) -> tuple[V, Fit]:
-    """Train one reading; `share` is that of the clock's budget after which it must be done."""
+    """Train one reading.
+
+    `share` is that of the clock's budget after which it must be done, `effort` the number of its steps beside those of
+    an imputer.
+    """
     device = images.values.device
-    model = kind(_config(kind, images)).to(device, dtype, memory_format=torch.channels_last)
-    plan = _plan(model, len(images.values))
+    model = kind(_config(kind, images)).to(device, dtype)
+    model = model.to(memory_format=torch.channels_last)
+    plan = _plan(model, len(images.values), effort)
     noise = latent_noise(model, 2)
     values = images.values[held.checked].to(dtype)
     check = Check(values, held.seen, images.observed[held.checked] & ~held.seen, noise)
@@ -120,12 +124,12 @@ def _config(kind: type[ImageVAE], images: Images) -> ImageConfig:
     return ImageConfig(images.shape, images.kind, images.n_levels, widths, _DEPTH[kind], _HIDDEN, _LATENT, dropout)
 
 
-def _plan(model: ImageVAE, n: int) -> Plan:
+def _plan(model: ImageVAE, n: int, effort: float) -> Plan:
     gpu = model.weights.device.type == "cuda"
     batch_size = 256 if gpu else 64
-    cost = _COST["cuda" if gpu else "cpu"][type(model)]
+    cost = effort * _COST["cuda" if gpu else "cpu"][type(model)]
     affordable = cost / (batch_size * _operations(model.config))
-    steps = int(max(_FEWEST_STEPS, min(affordable, _PASSES * n / batch_size)))
+    steps = int(max(_FEWEST_STEPS, min(affordable, effort * _PASSES * n / batch_size)))
     return Plan(steps, batch_size, 2e-3, patience=5, check_every=max(50, steps // 10))
 
 

@@ -151,7 +151,7 @@ class ConditionalImageVAE(ImageVAE):
     The latent carries what the hidden pixels share beyond the kept ones: which of several ways an image goes on.
     """
 
-    n_draws = 4
+    n_draws = 8
 
     def __init__(self, config: ImageConfig) -> None:
         super().__init__(config)

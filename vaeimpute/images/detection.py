@@ -1,0 +1,330 @@
+"""Strange images and strange pixels.
+
+The likelihood of all pixels is no score of images: simple ones have few surprises, and rank as the most ordinary of
+all, whatever they show (Nalisnick et al. 2019). Two others are taken together. A linear VAE reads an image as a few
+numbers, and a mixture of linear VAEs says how likely these are; what the first leaves of the image is the second score.
+Holes are filled by the conditional reading first. The same reading scores pixels: a tile is hidden, and what stands
+there is compared with what the rest of the image lets expect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from vaeimpute.images.fitting import Held, Images, train
+from vaeimpute.images.model import ConditionalImageVAE, shown
+from vaeimpute.linear import Linear
+from vaeimpute.mixture import Mixture, fit_mixture, log_evidence
+from vaeimpute.scoring import RowCalibration, column_surprise
+from vaeimpute.training import Clock
+
+_LATENTS, _COMPONENTS, _RANK = 64, 8, 12
+_ROWS_PER_COMPONENT = 200
+_FLOOR = 0.02  # smallest noise variance of a latent, in units of the average one's variance
+_FIT_ROWS = 10_000  # more images tell no more about a few directions
+_HELD_OUT, _MOST_HELD_OUT = 0.2, 1000  # share and number of images that only say what ordinary ones score
+_FEWEST = 10  # images; below, all are used for everything
+_EFFORT = 0.3  # of an imputer's training: pixels are scored, not filled in
+_TILES = 7  # along the longer side
+_STRANGE = 5.0  # nats by which a pixel is stranger than ordinary ones before it has no say in the others
+_CELLS = 2**21  # parameters held at once
+_SURPRISES = 100  # images whose pixels say what is ordinary
+_REGIONS = 4  # along each side, whose shares of observed pixels stand for the mask
+
+
+class ImageMixture(NamedTuple):
+    """A linear VAE of whole images, and a mixture of linear VAEs of its latents.
+
+    Attributes
+    ----------
+    center, basis : Tensor of shape (D,), (D, k)
+        ``x = center + basis z`` and noise.
+    unit : Tensor
+        Standard deviation of an average latent.
+    noise : Tensor
+        Variance of what the latents leave of a pixel.
+    mixture : Mixture
+        Of ``z / unit``, a single stack (1, C, k, L).
+    """
+
+    center: Tensor
+    basis: Tensor
+    unit: Tensor
+    noise: Tensor
+    mixture: Mixture
+
+    def parts(self, filled: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-likelihood of the latents (n,), and squared residual summed over the observed pixels (n,)."""
+        centred = filled.double() - self.center
+        z = centred @ self.basis
+        left = torch.where(observed, centred - z @ self.basis.T, 0).square().sum(-1)
+        return log_evidence(z / self.unit, torch.ones_like(z, dtype=torch.bool), self.mixture)[0], left
+
+
+class ImageDensity(NamedTuple):
+    """What a detector of strange images and pixels has learnt.
+
+    Attributes
+    ----------
+    model : ConditionalImageVAE
+    rows : ImageMixture
+    surprise : Tensor of shape (D,)
+        Average negative log-density of ordinary images' pixels.
+    """
+
+    model: ConditionalImageVAE
+    rows: ImageMixture
+    surprise: Tensor
+
+    @property
+    def n_components(self) -> int:
+        """Components of the mixture."""
+        return self.rows.mixture.log_weight.shape[1]
+
+    @property
+    def likelihoods(self) -> torch.nn.Module:
+        """Of the pixels."""
+        return self.model.likelihoods
+
+    @property
+    def weights(self) -> Tensor:
+        """Any tensor that has the dtype and the device to compute with."""
+        return self.model.weights
+
+    def mask(self, observed: Tensor) -> np.ndarray:
+        """What scores depend on besides the values: the share of observed pixels in each region, (n, 16)."""
+        return coverage(observed, self.model.config.shape)
+
+    def row_scores(self, values: Tensor, observed: Tensor) -> Tensor:
+        """Both scores of each image, (2, 1, n)."""
+        return row_scores(self.rows, self.model, values, observed)
+
+    def log_likelihood(self, values: Tensor, observed: Tensor) -> Tensor:
+        """Log-density of each image under the mixture (n,), in nats."""
+        return log_likelihood(self.rows, self.model, values, observed)
+
+    def cells(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected pixels and scores, (n, D)."""
+        return scored_pixels(self.model, self.surprise, values, observed)
+
+
+def fit_density(
+    images: Images, *, seed: int, dtype: torch.dtype, trimmed: float = 0.0
+) -> tuple[ImageDensity, RowCalibration]:
+    """Train the conditional reading, fit the mixture, and learn what images score that neither has seen.
+
+    Parameters
+    ----------
+    images : Images
+    seed : int
+    dtype : torch.dtype
+        Of the networks.
+    trimmed : float
+        Share of the strangest images to leave out of the mixture, where some may be outliers.
+    """
+    device = images.values.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        fitted, held = (rows.to(device) for rows in split(len(images.values), seed))
+        seen = images._replace(values=images.values[fitted], observed=images.observed[fitted])
+        model, _ = train(
+            ConditionalImageVAE, "conditional", seen, Held.choose(seen), dtype, Clock(), _silent, effort=_EFFORT
+        )
+        rows, calibration = fit_rows(model, images, seed=seed, trimmed=trimmed)
+        surprise = pixel_surprise(model, images.values[held], images.observed[held])
+    return ImageDensity(model, rows, surprise), calibration
+
+
+def _silent(reading: str, record: dict, n_steps: int) -> None:
+    """No progress is shown."""
+
+
+def split(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to fit to, and rows that only say what ordinary images score; all for both if they are few."""
+    order = torch.as_tensor(np.random.default_rng(seed).permutation(n))
+    n_held = min(_MOST_HELD_OUT, int(_HELD_OUT * n)) if n >= _FEWEST else 0
+    return order[n_held:], order[:n_held] if n_held else order
+
+
+def fit_rows(
+    model: ConditionalImageVAE, images: Images, *, seed: int, trimmed: float = 0.0
+) -> tuple[ImageMixture, RowCalibration]:
+    """Fit the mixture of whole images to some, and learn from others what ordinary ones score.
+
+    Parameters
+    ----------
+    model : ConditionalImageVAE
+        Fills the holes.
+    images : Images
+    seed : int
+        Of the split into both, too.
+    trimmed : float
+        Share of the strangest images to leave out.
+    """
+    fitted, held = (rows.to(images.values.device) for rows in split(len(images.values), seed))
+    some = fitted[:_FIT_ROWS]
+    filled = fill(model, images.values[some], images.observed[some]).double()
+    mixture = _fit_mixture(filled, seed)
+    if trimmed:
+        likelihood, left = mixture.parts(filled, torch.ones_like(filled, dtype=torch.bool))
+        strange = torch.stack([-likelihood, left]).argsort(1).argsort(1).sum(0)
+        kept = strange.argsort()[: max(2, int((1 - trimmed) * len(filled)))]
+        mixture = _fit_mixture(filled[kept], seed)
+    rows = held.repeat(2)
+    observed = images.observed[rows].clone()
+    again = slice(len(held), None)  # the same images once more, with holes
+    with torch.random.fork_rng([images.values.device] if images.values.is_cuda else []):
+        torch.manual_seed(seed)
+        observed[again] &= shown(observed[again].unsqueeze(0), images.shape)[0]
+    scores = row_scores(mixture, model, images.values[rows], observed)[:, 0].cpu().numpy()
+    member = np.zeros(len(rows), dtype=int)
+    return mixture, RowCalibration.fit(scores, coverage(observed, images.shape), member)
+
+
+def _fit_mixture(filled: Tensor, seed: int) -> ImageMixture:
+    n, n_pixels = filled.shape
+    k = max(1, min(_LATENTS, n - 1, n_pixels - 1, n // 4))
+    pca = PCA(k, svd_solver="randomized", random_state=seed).fit(filled.cpu().numpy())
+    center, basis = (torch.as_tensor(a).to(filled) for a in (pca.mean_, pca.components_.T.copy()))
+    centred = filled - center
+    z = centred @ basis
+    noise = (centred - z @ basis.T).square().sum() / max(n * (n_pixels - k), 1)
+    unit = z.square().mean().sqrt().clamp(min=1e-6)
+    n_components = max(1, min(_COMPONENTS, n // _ROWS_PER_COMPONENT))
+    observed = torch.ones_like(z, dtype=torch.bool)
+    mixture = fit_mixture(z / unit, observed, n_components, min(_RANK, max(1, k - 1)), _FLOOR, seed=seed)
+    stacked = Mixture(mixture.log_weight.unsqueeze(0), Linear(*(p.unsqueeze(0) for p in mixture.linear)))
+    return ImageMixture(center, basis, unit, noise.clamp(min=1e-8), stacked)
+
+
+@torch.no_grad()
+def fill(model: ConditionalImageVAE, values: Tensor, observed: Tensor) -> Tensor:
+    """Images (n, D) with their holes at the expected pixel, in bounded memory."""
+    filled = values.to(model.weights)
+    rows = (~observed.all(1)).nonzero().squeeze(-1)
+    for part in rows.split(_rows_at_once(model)):
+        answers = model.answers(filled[part].unsqueeze(0), observed[part].unsqueeze(0), _middle(model))[0]
+        filled[part] = torch.where(observed[part], filled[part], answers)
+    return filled
+
+
+def row_scores(rows: ImageMixture, model: ConditionalImageVAE, values: Tensor, observed: Tensor) -> Tensor:
+    """Both scores of each image, (2, 1, n) in float64: higher is stranger.
+
+    The first is the negative log-likelihood of the latents, in nats, the second the log of the mean squared residual.
+    """
+    likelihood, left = rows.parts(fill(model, values, observed), observed)
+    residual = (left / observed.sum(1).clamp(min=1) + 1e-12).log()
+    return torch.stack([-likelihood, residual]).unsqueeze(1)
+
+
+def log_likelihood(rows: ImageMixture, model: ConditionalImageVAE, values: Tensor, observed: Tensor) -> Tensor:
+    """Log-density of each image under the mixture (n,), in nats; the noise is that of the observed pixels."""
+    latents, left = rows.parts(fill(model, values, observed), observed)
+    k = rows.basis.shape[1]
+    n_noise = (observed.sum(1) - k).clamp(min=0)
+    return latents - k * rows.unit.log() - 0.5 * (n_noise * (2 * math.pi * rows.noise).log() + left / rows.noise)
+
+
+def coverage(observed: Tensor, shape: tuple[int, int, int]) -> np.ndarray:
+    """Share of observed pixels in each region of an image, (n, 16): what stands for the mask."""
+    as_images = observed.float().unflatten(1, shape).mean(-1).unsqueeze(1)
+    regions = (min(_REGIONS, shape[0]), min(_REGIONS, shape[1]))
+    return torch.nn.functional.adaptive_avg_pool2d(as_images, regions).flatten(1).cpu().numpy()
+
+
+def scored_pixels(
+    model: ConditionalImageVAE, surprise: Tensor, values: Tensor, observed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Expected pixels and scores, (n, D): ``-log p(x_j | image without j's tile)`` less what is ordinary there.
+
+    Strange pixels are then hidden too, and all are scored again: a defect must not excuse its own neighbours.
+    """
+    expected, log_density = _by_tiles(model, values, observed)
+    strange = observed & (-log_density - surprise > _STRANGE)
+    again = strange.any(1).nonzero().squeeze(-1)
+    if len(again):
+        expected[again], log_density[again] = _by_tiles(model, values[again], (observed & ~strange)[again])
+    return expected, -log_density - surprise
+
+
+def pixel_surprise(model: ConditionalImageVAE, values: Tensor, observed: Tensor) -> Tensor:
+    """Average negative log-density of the pixels of ordinary images, (D,)."""
+    some = slice(0, _SURPRISES)
+    _, log_density = _by_tiles(model, values[some], observed[some])
+    surprise = column_surprise(log_density.double().cpu().numpy(), observed[some].cpu().numpy())
+    return torch.as_tensor(surprise).to(log_density)
+
+
+@torch.no_grad()
+def _by_tiles(model: ConditionalImageVAE, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """Expected pixels and the log-density of those there, (n, D), each with the tiles of its colour hidden."""
+    values = values.to(model.weights)
+    expected, log_density = torch.zeros_like(values), torch.zeros_like(values)
+    for hidden in _tiles(model.config.shape, values.device):
+        for rows in torch.arange(len(values), device=values.device).split(_rows_at_once(model)):
+            x, o = values[rows].unsqueeze(0), (observed[rows] & ~hidden).unsqueeze(0)
+            params = model.draws(x, o, _middle(model))[0][0, 0]
+            expected[rows] = torch.where(hidden, model.likelihoods.answers(params), expected[rows])
+            log_density[rows] = torch.where(hidden, model.likelihoods.log_prob(params, x[0]), log_density[rows])
+    return model.likelihoods.points(expected), log_density
+
+
+def _tiles(shape: tuple[int, int, int], device: torch.device) -> list[Tensor]:
+    """Four masks (D,), each of the tiles of one colour: no two that touch have the same."""
+    height, width, channels = shape
+    side = max(1, round(max(height, width) / _TILES))
+    row, column = torch.meshgrid(
+        torch.arange(height, device=device) // side, torch.arange(width, device=device) // side, indexing="ij"
+    )
+    colour = (2 * (row % 2) + column % 2).flatten().repeat_interleave(channels)
+    return [colour == c for c in range(4) if (colour == c).any()]
+
+
+def _middle(model: ConditionalImageVAE) -> Tensor:
+    """The latent's mean, as the only draw (1, L)."""
+    return model.weights.new_zeros(1, model.n_latent)
+
+
+def _rows_at_once(model: ConditionalImageVAE) -> int:
+    return max(1, _CELLS // model.cells_per_row(1))
+
+
+def mixture_state(rows: ImageMixture) -> tuple[dict[str, np.ndarray], dict]:
+    """A mixture as arrays, and as plain numbers (JSON): none."""
+    weight, linear = rows.mixture
+    tensors = rows._asdict() | {"log_weight": weight, **linear._asdict()}
+    return {key: value.cpu().numpy() for key, value in tensors.items() if key != "mixture"}, {}
+
+
+def mixture_from(tensors: Mapping[str, np.ndarray], header: Mapping, device: torch.device) -> ImageMixture:
+    """The inverse of `mixture_state`, on any device."""
+    a = {key: torch.tensor(value, device=device) for key, value in tensors.items()}
+    mixture = Mixture(a["log_weight"], Linear(a["W"], a["b"], a["psi"]))
+    return ImageMixture(a["center"], a["basis"], a["unit"], a["noise"], mixture)
+
+
+def to_state(density: ImageDensity) -> tuple[dict[str, np.ndarray], dict]:
+    """Everything that makes up a density, as arrays and as plain numbers (JSON)."""
+    tensors = {f"model.{key}": value.cpu().numpy() for key, value in density.model.state_dict().items()}
+    rows = {f"rows.{key}": value for key, value in mixture_state(density.rows)[0].items()}
+    return tensors | rows | {"surprise": density.surprise.cpu().numpy()}, density.model.header()
+
+
+def from_state(tensors: Mapping[str, np.ndarray], header: Mapping, device: torch.device) -> ImageDensity:
+    """The inverse of `to_state`, on any device."""
+
+    def below(prefix: str) -> dict[str, np.ndarray]:
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+    surprise = torch.tensor(tensors["surprise"], device=device)
+    model = ConditionalImageVAE.from_header(header).to(device, surprise.dtype)
+    model.load_state_dict({key: torch.tensor(value, device=device) for key, value in below("model.").items()})
+    return ImageDensity(model.eval(), mixture_from(below("rows."), {}, device), surprise)
