@@ -127,7 +127,7 @@ class ColumnLikelihoods(nn.Module):
         return np.array([spec.family == "gaussian" for spec in self.specs], dtype=bool)
 
     def exact(self, cells: Tensor) -> Tensor:
-        """Drawn cells (n, D) in double precision, numbers of few values just as the table has them: floats move them."""
+        """Drawn cells (n, D) in double precision, numbers of few values just as the table has them."""
         out = cells.double().cpu()
         for column, spec in enumerate(self.specs):
             if spec.family == "levels":

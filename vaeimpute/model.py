@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ class MaskedVAE(Reading):
         return {"config": asdict(self.config), "specs": [asdict(spec) for spec in self.likelihoods.specs]}
 
     @classmethod
-    def from_header(cls, header: Mapping) -> MaskedVAE:
+    def from_header(cls, header: Mapping) -> Self:
         specs = [CellSpec(s["family"], tuple(s["points"]), tuple(s["edges"])) for s in header["specs"]]
         return cls(ModelConfig(**header["config"]), specs)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,5 +66,5 @@ class Reading(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def from_header(cls, header: Mapping) -> Reading:
+    def from_header(cls, header: Mapping) -> Self:
         """A model with untrained weights, from what `header` gave."""

@@ -79,10 +79,10 @@ class BaseVAE(BaseEstimator, ABC):
             return encoder
         if isinstance(self.kinds, dict):
             raise ValueError(f"With image_shape, kinds must be one of {sorted(PIXELS)} for all pixels, got a dict.")
-        encoder = ImageEncoder.fit(X, self._shape, kind=self.kinds, missing_values=self.missing_values)
-        if self.networks == "mlp" and encoder.kind == "count":  # a column of a table is standardised
-            encoder = ImageEncoder.fit(X, self._shape, kind="numeric", missing_values=self.missing_values)
-        return encoder
+        pixels = ImageEncoder.fit(X, self._shape, kind=self.kinds, missing_values=self.missing_values)
+        if self.networks == "mlp" and pixels.kind == "count":  # a column of a table is standardised
+            return ImageEncoder.fit(X, self._shape, kind="numeric", missing_values=self.missing_values)
+        return pixels
 
     def _opened(self, X: Any, device: torch.device) -> Table | Images:
         """The training data as tensors; sets which columns are modelled, and which had holes."""

@@ -45,8 +45,9 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         Whether to fit to the bulk of the training rows only, because some of them are strange themselves. "auto" does
         so when `contamination` is a number.
     image_shape : tuple of int, default=None
-        ``(height, width)`` or ``(height, width, channels)`` if X holds images: an array ``(n, H * W * C)``, ``(n, H, W)``
-        or ``(n, H, W, C)``, of integers or floats. Answers come in the same layout and dtype. None for tables.
+        ``(height, width)`` or ``(height, width, channels)`` if X holds images: an array ``(n, H * W * C)``,
+        ``(n, H, W)`` or ``(n, H, W, C)``, of integers or floats. Answers come in the same layout and dtype. None for
+        tables.
     networks : {"auto", "mlp"}, default="auto"
         With `image_shape`: "auto" convolves, "mlp" takes every pixel as a column of a table.
     kinds : dict of column name to str, or str, default=None
@@ -407,10 +408,8 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
             "dtype": getattr(torch, self.dtype),
             "trimmed": detection.trimmed_share(n) if robust else 0.0,
         }
-        if isinstance(data, Images):
-            self.density_, self.row_calibration_ = images.fit_density(data, **options)
-        else:
-            self.density_, self.row_calibration_ = detection.fit_density(data, **options)
+        core: Any = images if isinstance(data, Images) else detection
+        self.density_, self.row_calibration_ = core.fit_density(data, **options)
         self.n_components_ = self.density_.n_components
         if isinstance(self.contamination, str):
             self.offset_ = -self.row_calibration_.quantile(1 - _FALSE_ALARMS)

@@ -39,8 +39,9 @@ class VAEImputer(TransformerMixin, BaseVAE):
     Parameters
     ----------
     image_shape : tuple of int, default=None
-        ``(height, width)`` or ``(height, width, channels)`` if X holds images: an array ``(n, H * W * C)``, ``(n, H, W)``
-        or ``(n, H, W, C)``, of integers or floats. Answers come in the same layout and dtype. None for tables.
+        ``(height, width)`` or ``(height, width, channels)`` if X holds images: an array ``(n, H * W * C)``,
+        ``(n, H, W)`` or ``(n, H, W, C)``, of integers or floats. Answers come in the same layout and dtype. None for
+        tables.
     networks : {"auto", "mlp"}, default="auto"
         With `image_shape`: "auto" convolves, "mlp" takes every pixel as a column of a table.
     kinds : dict of column name to str, or str, default=None
@@ -237,7 +238,11 @@ class VAEImputer(TransformerMixin, BaseVAE):
                [3., 6., 1.]])
         """
         X, values, observed = self._encoded(X)
+        if self.add_indicator and getattr(X, "ndim", 2) > 2:
+            raise ValueError(f"add_indicator=True wants X of shape (n, {len(self.modelled_)}), got {X.shape}.")
         filled = self._filled(X, self._points(values, observed), observed)
+        if isinstance(filled, np.ndarray) and filled.ndim > 2:
+            return filled
         missing = ~observed[:, self.had_holes_ & self.add_indicator]
         flags = dict(zip(self._indicator_names(), missing.T, strict=True))
         return selected(filled, self._kept(), flags, _get_output_config("transform", self)["dense"])
@@ -410,9 +415,8 @@ class VAEImputer(TransformerMixin, BaseVAE):
                 self.ensemble_, self.history_, interrupted = fit_table(data, on_check=on_check, **options)
         self.n_iter_ = max(record["step"] for record in self.history_)
         if isinstance(data, Images):
-            model = self.ensemble_.conditional
-            self.image_mixture_, self.row_calibration_ = images.fit_rows(model, data, seed=seed)
-            self.cell_surprise_ = images.pixel_surprise(model, data.values, data.observed).cpu().numpy()
+            self.image_mixture_, self.row_calibration_ = images.fit_rows(self._filler, data, seed=seed)
+            self.cell_surprise_ = images.pixel_surprise(self._filler, data.values, data.observed).cpu().numpy()
         else:
             self.mask_calibration_, self.cell_surprise_ = calibrate(self.ensemble_, data.values, data.observed, seed)
         return interrupted
@@ -420,6 +424,11 @@ class VAEImputer(TransformerMixin, BaseVAE):
     @property
     def _convolves(self) -> bool:
         return hasattr(self, "image_mixture_")
+
+    @property
+    def _filler(self) -> Any:
+        """What fills the holes of images, and says what a pixel should be."""
+        return self.ensemble_.conditional
 
     @property
     def _likelihoods(self) -> ColumnLikelihoods | Pixels:
@@ -430,7 +439,7 @@ class VAEImputer(TransformerMixin, BaseVAE):
 
     def _strangeness(self, values: torch.Tensor, observed: torch.Tensor) -> NDArray:
         if self._convolves:
-            scores = images.row_scores(self.image_mixture_, self.ensemble_.conditional, values, observed)
+            scores = images.row_scores(self.image_mixture_, self._filler, values, observed)
             coverage = images.coverage(observed, self.encoder_.shape)
             combined = self.row_calibration_.combined(scores.cpu().numpy(), coverage)
             return self.row_calibration_.rarity(combined, coverage)
@@ -440,7 +449,7 @@ class VAEImputer(TransformerMixin, BaseVAE):
     def _cell_scores(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
         ordinary = torch.as_tensor(self.cell_surprise_).to(values)
         if self._convolves:
-            return images.scored_pixels(self.ensemble_.conditional, ordinary, values, observed)[1]
+            return images.scored_pixels(self._filler, ordinary, values, observed)[1]
         return -inference.cell_log_density(self.ensemble_, values, observed) - ordinary
 
     @property

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vaeimpute.images.fitting import Held, Images, train
 from vaeimpute.images.model import ConditionalImageVAE, shown
+from vaeimpute.images.pixels import Pixels
 from vaeimpute.linear import Linear
 from vaeimpute.mixture import Mixture, fit_mixture, log_evidence
 from vaeimpute.scoring import RowCalibration, column_surprise
@@ -89,7 +90,7 @@ class ImageDensity(NamedTuple):
         return self.rows.mixture.log_weight.shape[1]
 
     @property
-    def likelihoods(self) -> torch.nn.Module:
+    def likelihoods(self) -> Pixels:
         """Of the pixels."""
         return self.model.likelihoods
 
@@ -190,7 +191,7 @@ def fit_rows(
 
 def _fit_mixture(filled: Tensor, seed: int) -> ImageMixture:
     n, n_pixels = filled.shape
-    k = max(1, min(_LATENTS, n - 1, n_pixels - 1, n // 4))
+    k = max(1, min(_LATENTS, n_pixels // 4, n // 4))
     pca = PCA(k, svd_solver="randomized", random_state=seed).fit(filled.cpu().numpy())
     center, basis = (torch.as_tensor(a).to(filled) for a in (pca.mean_, pca.components_.T.copy()))
     centred = filled - center
@@ -200,7 +201,7 @@ def _fit_mixture(filled: Tensor, seed: int) -> ImageMixture:
     n_components = max(1, min(_COMPONENTS, n // _ROWS_PER_COMPONENT))
     observed = torch.ones_like(z, dtype=torch.bool)
     mixture = fit_mixture(z / unit, observed, n_components, min(_RANK, max(1, k - 1)), _FLOOR, seed=seed)
-    stacked = Mixture(mixture.log_weight.unsqueeze(0), Linear(*(p.unsqueeze(0) for p in mixture.linear)))
+    stacked = Mixture(mixture.log_weight.unsqueeze(0), Linear(*(p.unsqueeze(0).contiguous() for p in mixture.linear)))
     return ImageMixture(center, basis, unit, noise.clamp(min=1e-8), stacked)
 
 

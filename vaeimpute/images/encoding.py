@@ -126,7 +126,8 @@ class ImageEncoder:
         rows = as_rows(X, shape)
         _check_dtype(rows)
         count, total, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
-        units, levels = dict.fromkeys(_UNITS, True), set()
+        units: dict[float, bool] = dict.fromkeys(_UNITS, True)
+        levels: set[float] = set()
         step = max(1, _LOOK // rows.shape[1])
         for start in range(0, len(rows), step):
             pixels, observed = _opened(rows[start : start + step], missing, start, X.shape)
@@ -134,9 +135,9 @@ class ImageEncoder:
             count, total, squares = count + pixels.size, total + pixels.sum(), squares + np.square(pixels).sum()
             low, high = min(low, pixels.min(initial=np.inf)), max(high, pixels.max(initial=-np.inf))
             levels |= set(np.unique(pixels)[:3].tolist()) if len(levels) < 3 else set()
-            for unit in [unit for unit, fits in units.items() if fits]:
-                in_units = pixels / unit
-                units[unit] = bool(np.all(np.abs(in_units - np.round(in_units)) < 1e-3))
+            for candidate in [u for u, fits in units.items() if fits]:
+                in_units = pixels / candidate
+                units[candidate] = bool(np.all(np.abs(in_units - np.round(in_units)) < 1e-3))
         if not count:
             raise ValueError("X has no observed pixel in any image: there is nothing to learn from.")
         unit = next((u for u, fits in units.items() if fits and low >= 0 and high / u <= 255), None)
@@ -152,7 +153,7 @@ class ImageEncoder:
         n_levels = 1
         if kind == "boolean":
             offset, scale = low, max(high - low, 1e-12)
-        elif kind == "count":
+        elif kind == "count" and unit is not None:
             top = round(high / unit)
             n_levels = max(top, 1) if top <= 32 else 255
             offset, scale = 0.0, n_levels * unit

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class ImageVAE(Reading):
         return {"config": asdict(self.config)}
 
     @classmethod
-    def from_header(cls, header: Mapping) -> ImageVAE:
+    def from_header(cls, header: Mapping) -> Self:
         config = header["config"]
         return cls(ImageConfig(**config | {"shape": tuple(config["shape"]), "widths": tuple(config["widths"])}))
 
@@ -173,7 +173,7 @@ class ConditionalImageVAE(ImageVAE):
         mean_p, log_scale_p = _split_latent(self.prior(h.to(values.dtype)))
         mean_q, log_scale_q = _split_latent(self.posterior(torch.cat([h, seen], -1).to(values.dtype)))
         z = mean_q + torch.exp(log_scale_q) * torch.randn_like(mean_q)
-        log_px = self.likelihoods.log_prob(self._paint(picture, maps, h, z.squeeze(0)), values)
+        log_px = self.likelihoods.taught(self._paint(picture, maps, h, z.squeeze(0)), values)
         kl = objective.kl_normal(mean_q, log_scale_q, mean_p, log_scale_p)
         return -objective.conditional_bound(log_px, observed & ~kept, kl)
 

@@ -52,7 +52,7 @@ class Residual(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(8, width), width) for _ in range(2))
         self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
         self.dropout = dropout
-        nn.init.zeros_(self.convolutions[1].weight)
+        nn.init.zeros_(self.convolutions[1].get_parameter("weight"))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.convolutions[0](F.silu(self.norms[0](x)))
