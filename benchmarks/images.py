@@ -1,6 +1,6 @@
 """Compare methods on images: holes filled and anomalies found; one JSON line per result, resumable at any point.
 
-    python -m benchmarks.images --sets digits                  # a minute; the set that comes with scikit-learn
+    python -m benchmarks.images --tasks images --sets digits   # the set that comes with scikit-learn: minutes
     python -m benchmarks.images --methods mean,knn,ppca        # all sets: see image_sets.py where they come from
     python -m benchmarks.images --train all --methods vaeimpute --params '{"device": "cuda"}'
     python -m benchmarks.images --report
