@@ -32,6 +32,7 @@ LEVELS = {
     "images.model": 1.5,
     "images.fitting": 3,
     "images.detection": 3.5,
+    "codecs": 0.5,  # on top of the schema
     "encoding": 1,
     "columns": 1,
     "model": 1.5,  # on top of the columns' product
@@ -44,6 +45,7 @@ LEVELS = {
     "estimators._running": 4.0,
     "estimators._state": 4.0,
     "estimators._base": 4.1,
+    "estimators._generation": 4.15,
     "estimators._imputer": 4.2,
     "estimators._detector": 4.2,
     "estimators": 4.3,
@@ -51,7 +53,7 @@ LEVELS = {
     "cli": 5,
 }
 WITHOUT_TORCH = {"schema", "amputation", "metrics"}
-WITH_FRAMES = {"schema", "encoding", "cli"} | {name for name in LEVELS if name.startswith("estimators")}
+WITH_FRAMES = {"schema", "codecs", "encoding", "cli"} | {name for name in LEVELS if name.startswith("estimators")}
 FRAMES = {"narwhals", "pandas", "polars", "pyarrow"}
 ONLY_INSIDE_FUNCTIONS = {"matplotlib", "pyarrow", "rich", "polars"}
 MAX_LINES = 475  # 450, with a little room

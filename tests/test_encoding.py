@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaeimpute.encoding import CODECS, TableEncoder
+from vaeimpute.codecs import CODECS
+from vaeimpute.encoding import TableEncoder
 from vaeimpute.schema import Kind
 
 DAYS = [dt.datetime(2020, 1, 1), None, dt.datetime(2021, 3, 1, 12, 30)]

@@ -6,8 +6,7 @@ user's own dtype; `TableEncoder` does this for all columns. NumPy arrays travel 
 
 import re
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from vaeimpute.codecs import CODECS, can_hold, was
 from vaeimpute.schema import (
     Cells,
     Column,
@@ -32,208 +32,7 @@ from vaeimpute.schema import (
     revive,
 )
 
-__all__ = ["CODECS", "Codec", "TableEncoder"]
-
-FARTHEST = 1e6  # standard deviations; none of n training cells is farther than sqrt(n), so this only bounds new cells
-PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-RESOLUTIONS = (86400.0, 3600.0, 60.0, 1.0, 1e-3, 1e-6, 1e-9)  # seconds
-
-# --- codecs: cells <-> numbers ----------------------------------------------------------------------------------------
-
-
-class Codec(ABC):
-    """How the cells of one kind become numbers and come back; what it learns is kept in the `Column`."""
-
-    @abstractmethod
-    def fit(self, cells: Cells, kind: Kind) -> Column:
-        """Check that the cells fit the kind, and learn their scale or levels."""
-
-    @abstractmethod
-    def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
-        """One number per cell, shape (n,); NaN where missing, or where the level was never seen."""
-
-    @abstractmethod
-    def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
-        """Inverse of `encode`, kept inside what was seen in training: float64, timedelta64 or objects, shape (n,)."""
-
-
-@dataclass(frozen=True)
-class NumberCodec(Codec):
-    """Numbers, standardised (their logarithms, if asked); in training they must be ``allowed``, as ``needs`` says."""
-
-    needs: str = "numbers"
-    allowed: Callable[[NDArray], NDArray[np.bool_]] = np.isfinite
-    logarithm: bool = False
-    whole: bool = False
-
-    def fit(self, cells: Cells, kind: Kind) -> Column:
-        usable = _has_type("f", cells, kind, self.needs, f"Pass kinds={{{cells.name!r}: 'categorical'}} to keep them.")
-        numbers = cells.data[cells.present] if usable else np.empty(0)
-        wrong = np.zeros(len(cells.data), dtype=bool)
-        wrong[cells.present] = ~self.allowed(numbers)
-        cells.refuse(wrong, kind, self.needs, f"Pass kinds={{{cells.name!r}: 'numeric'}} to keep them.")
-        center, scale = _moments(np.log(numbers) if self.logarithm else numbers)
-        low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
-        state: dict[str, Any] = {"center": center, "scale": scale, "minimum": low, "maximum": high}
-        state["integer"] = self.whole or cells.integer or cells.boolean
-        return Column(cells.name, kind, cells.dtype, n_observed=numbers.size, **state)
-
-    def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
-        usable = _has_type("f", cells, column.kind, self.needs, _was(column))
-        numbers = cells.data if usable else np.zeros(len(cells.data))
-        if self.logarithm:  # a new cell at or below zero reads as a thousandth of the least seen: strange, but finite
-            numbers = np.log(np.maximum(numbers, max(column.minimum / 1000, np.finfo(float).tiny)))
-        with np.errstate(over="ignore", invalid="ignore"):  # a cell too far is clipped; a missing one may hold anything
-            values = (numbers / 2 - column.center / 2) / (column.scale / 2)  # halves: their difference never overflows
-            return np.where(cells.present, np.clip(values, -FARTHEST, FARTHEST, out=values), np.nan)
-
-    def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
-        with np.errstate(over="ignore"):  # what overflows is clipped below
-            decoded = values * column.scale + column.center
-            decoded = np.exp(decoded) if self.logarithm else decoded
-        return np.clip(np.rint(decoded) if column.integer else decoded, column.minimum, column.maximum)
-
-
-class TimeCodec(Codec):
-    """Dates, times and durations: seconds from the column's own center, standardised."""
-
-    needs = "dates, times or durations"
-
-    def fit(self, cells: Cells, kind: Kind) -> Column:
-        usable = _has_type("mM", cells, kind, self.needs, "Convert it first, as pandas.to_datetime does.")
-        if not usable or not cells.present.any():
-            return Column(cells.name, kind, cells.dtype, resolution=1.0)
-        ticks, per_second = _ticks(cells.data[cells.present])
-        first = float(ticks.min() // per_second)
-        mean, scale = _moments(_elapsed(ticks, per_second, first))
-        elapsed = _elapsed(ticks, per_second, first + mean)
-        steps = (step for step in RESOLUTIONS if per_second * step <= 1 or not np.any(ticks % round(per_second * step)))
-        state: dict[str, Any] = {"minimum": float(elapsed.min()), "maximum": float(elapsed.max()), "scale": scale}
-        state |= {"center": first + mean, "resolution": next(steps), "n_observed": ticks.size}
-        return Column(cells.name, kind, cells.dtype, **state)
-
-    def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
-        values = np.full(len(cells.data), np.nan)
-        if _has_type("mM", cells, column.kind, self.needs, _was(column)):
-            elapsed = _elapsed(*_ticks(cells.data[cells.present]), column.center)
-            values[cells.present] = np.clip(elapsed / column.scale, -FARTHEST, FARTHEST)
-        return values
-
-    def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
-        """Timedelta64: the length of a duration, the time since 1970 (UTC) of a date."""
-        origin = np.floor(column.center)  # whole seconds apart from the rest, lest a double lose the nanoseconds
-        seconds = np.clip(values * column.scale, column.minimum, column.maximum) + (column.center - origin)
-        if column.resolution >= 1:
-            whole = np.rint((seconds + origin) / column.resolution) * column.resolution
-            return whole.astype(np.int64).view("m8[s]")
-        unit, per_second = next((unit, per) for unit, per in PER_SECOND.items() if per * column.resolution > 0.5)
-        whole = np.floor(seconds)
-        ticks = (whole + origin).astype(np.int64) * per_second
-        return (ticks + np.rint((seconds - whole) * per_second).astype(np.int64)).view(f"m8[{unit}]")
-
-
-@dataclass(frozen=True)
-class LevelCodec(Codec):
-    """Named levels as integer codes; ``choose`` lists the levels, given the cells and the set of those that occur."""
-
-    choose: Callable[[Cells, set], tuple]
-
-    def fit(self, cells: Cells, kind: Kind) -> Column:
-        _has_type("fO", cells, kind, "text, categories, numbers or booleans", "Convert it to text first.")
-        into: Callable[[Any], Any] = bool if cells.boolean else int if cells.integer else label
-        levels = self.choose(cells, {into(cell) for cell in set(cells.data[cells.present].tolist())})
-        state: dict[str, Any] = {"levels": levels, "maximum": max(len(levels) - 1.0, 0.0)}
-        return Column(cells.name, kind, cells.dtype, n_observed=int(cells.present.sum()), **state)
-
-    def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
-        if column.levels and not _can_hold(cells.dtype, column):
-            cells.refuse(cells.present, column.kind, f"levels such as {column.levels[0]!r}", _was(column))
-        present, known = cells.data[cells.present].tolist(), {level: i for i, level in enumerate(column.levels)}
-        code_of = {cell: known.get(label(cell), np.nan) for cell in set(present)}
-        codes = np.full(len(cells.data), np.nan)
-        codes[cells.present] = np.fromiter((code_of[cell] for cell in present), dtype=np.float64, count=len(present))
-        return codes
-
-    def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
-        levels = np.fromiter(column.levels, dtype=object, count=column.n_levels)
-        return levels[np.clip(np.rint(values), 0, column.n_levels - 1).astype(np.int64)]
-
-
-def _categories(cells: Cells, seen: set) -> tuple:
-    """Only levels that occur: a filtered frame may still declare thousands."""
-    return tuple(level for level in cells.declared if level in seen) or _sorted(seen)
-
-
-def _ranks(cells: Cells, seen: set) -> tuple:
-    """All levels in the declared order; numbers have their own."""
-    if not cells.declared and any(isinstance(level, str) for level in seen):
-        raise ValueError(
-            f"Column {cells.name!r}: kind 'ordinal' needs an order, but dtype {cells.dtype} has none. Make it an "
-            "ordered category, as pandas.Categorical(..., categories=[...], ordered=True) does."
-        )
-    return cells.declared or _sorted(seen)
-
-
-def _two(cells: Cells, seen: set) -> tuple:
-    if cells.boolean or seen <= {0, 1}:
-        return (False, True) if cells.boolean else (0, 1)
-    if len(seen) > 2:
-        raise ValueError(
-            f"Column {cells.name!r}: kind 'boolean' needs at most two levels, but got {len(seen)} (such as "
-            f"{list(_sorted(seen)[:3])}). Pass kinds={{{cells.name!r}: 'categorical'}} to keep them."
-        )
-    return _sorted(seen)
-
-
-def _sorted(levels: set) -> tuple:
-    return tuple(sorted(levels, key=lambda level: (isinstance(level, str), level)))
-
-
-CODECS: dict[Kind, Codec] = {
-    Kind.NUMERIC: NumberCodec(),
-    Kind.POSITIVE: NumberCodec("numbers above zero", lambda x: x > 0, logarithm=True),
-    Kind.COUNT: NumberCodec("non-negative integers", lambda x: (x >= 0) & (x == np.rint(x)), whole=True),
-    Kind.ORDINAL: LevelCodec(_ranks),
-    Kind.CATEGORICAL: LevelCodec(_categories),
-    Kind.BOOLEAN: LevelCodec(_two),
-    Kind.DATETIME: TimeCodec(),
-}
-
-
-def _has_type(codes: str, cells: Cells, kind: Kind, needs: str, remedy: str) -> bool:
-    """Whether the cells are of the wanted NumPy type; raises if they are not, unless none is present."""
-    if cells.data.dtype.kind not in codes:
-        cells.refuse(cells.present, kind, needs, remedy)
-    return cells.data.dtype.kind in codes
-
-
-def _was(column: Column) -> str:
-    return f"In fit its dtype was {column.dtype.split('(')[0]}; convert it back."
-
-
-def _moments(numbers: NDArray) -> tuple[float, float]:
-    """Mean and standard deviation, without overflow at 1e300 nor cancellation at 1e12 + 1e-3; (c, 1) if constant."""
-    if not numbers.size:
-        return 0.0, 1.0
-    low, span = numbers.min() / 2, numbers.max() / 2 - numbers.min() / 2  # halves never overflow
-    if span < 4 * np.finfo(float).tiny:
-        return float(numbers.min()), 1.0
-    unit = (numbers / 2 - low) / span  # in [0, 1]
-    return float(2 * (low + unit.mean() * span)), float(2 * unit.std() * span)
-
-
-def _ticks(times: NDArray) -> tuple[NDArray[np.int64], int]:
-    unit = np.datetime_data(times.dtype)[0]
-    times = times if unit in PER_SECOND else times.astype(f"{times.dtype.kind}8[s]")  # days
-    return times.view(np.int64), PER_SECOND.get(unit, 1)
-
-
-def _elapsed(ticks: NDArray[np.int64], per_second: int, center: float) -> NDArray[np.float64]:
-    """Seconds since ``center``; whole seconds and the rest are subtracted apart, so that nanoseconds survive."""
-    origin = np.floor(center)
-    seconds, rest = np.divmod(ticks, per_second)
-    return (seconds - origin) + (rest / per_second - (center - origin))
-
+__all__ = ["TableEncoder"]
 
 # --- writing: numbers -> a column of the user's dtype -----------------------------------------------------------------
 
@@ -279,18 +78,6 @@ def _arrow_array(data: Any, dtype: Any) -> Any:
     pa = import_module("pyarrow")
     data = data.astype(np.int32) if pa.types.is_date32(dtype) and not isinstance(data, list) else data
     return pa.array(data, type=dtype) if isinstance(data, list) else pa.array(data).cast(dtype)
-
-
-def _can_hold(dtype: str, column: Column) -> bool:
-    """Whether a column of this dtype can hold what the training column held."""
-    family = dtype_family(dtype)
-    if family == "object" or dtype == column.dtype:
-        return True
-    if column.kind is Kind.DATETIME:
-        return family == "time"
-    if column.kind.has_levels and (isinstance(column.levels[0], str) or dtype.startswith("category")):
-        return family == "levels"
-    return family in ("integer", "float", "boolean")
 
 
 def _widen(series: nw.Series, levels: NDArray) -> nw.Series:
@@ -418,9 +205,9 @@ class TableEncoder:
         container, n = series.implementation.value, len(series)
         # kept cells take the code of a hidden one: they are not written, and must not widen the categories
         decoded = CODECS[column.kind].decode(np.where(hidden, values, values[hidden.argmax()]), column)
-        if not _can_hold(dtype_text(native_dtype(series)), column):  # all missing: the library guessed another dtype
+        if not can_hold(dtype_text(native_dtype(series)), column):  # all missing: the library guessed another dtype
             if container != self.schema.container:
-                raise TypeError(f"Column {column.name!r}: dtype {native_dtype(series)} is not fit. {_was(column)}")
+                raise TypeError(f"Column {column.name!r}: dtype {native_dtype(series)} is not fit. {was(column)}")
             return make_series(decoded, revive(column.dtype, container), container, column, n)
         series = _widen(series, decoded) if column.kind.has_levels else series
         new = make_series(decoded, native_dtype(series), container, column, n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,8 +16,9 @@ from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 from vaeimpute import inference
 from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.estimators._base import BaseVAE
-from vaeimpute.estimators._containers import repeated, selected
-from vaeimpute.estimators._running import progress, seeded
+from vaeimpute.estimators._containers import selected
+from vaeimpute.estimators._generation import GenerativeVAE, positive
+from vaeimpute.estimators._running import progress
 from vaeimpute.estimators._state import CALIBRATED, IMAGES, LEARNED
 from vaeimpute.fitting import Table, fit_table
 from vaeimpute.images import detection as images
@@ -28,7 +29,7 @@ from vaeimpute.scoring import calibrate
 _MEDIAN_DRAWS = 101
 
 
-class VAEImputer(TransformerMixin, BaseVAE):
+class VAEImputer(TransformerMixin, GenerativeVAE):
     """Fill the holes of a mixed-type table with a masked variational autoencoder.
 
     A linear VAE, solved exactly on the observed cells, is the start; two models then learn what is not linear, one
@@ -201,7 +202,7 @@ class VAEImputer(TransformerMixin, BaseVAE):
         >>> [len(table) for table in imputer.impute(X, n_imputations=3, random_state=0)]
         [20, 20, 20]
         """
-        n_draws = 0 if n_imputations is None else _count("n_imputations", n_imputations)
+        n_draws = 0 if n_imputations is None else positive("n_imputations", n_imputations)
         X, values, observed = self._encoded(X)
         if n_imputations is None:
             return self._filled(X, self._points(values, observed), observed)
@@ -246,137 +247,6 @@ class VAEImputer(TransformerMixin, BaseVAE):
         missing = ~observed[:, self.had_holes_ & self.add_indicator]
         flags = dict(zip(self._indicator_names(), missing.T, strict=True))
         return selected(filled, self._kept(), flags, _get_output_config("transform", self)["dense"])
-
-    def sample(self, n_samples: int = 1, given: Any = None, random_state: Any = None) -> Any:
-        """Synthetic rows, or random completions of given rows.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-            Number of rows; with `given`, the number of completions of each row (then the tables are stacked).
-        given : table of shape (n, D), default=None
-            Rows with holes to complete by conditional draws.
-        random_state : int, RandomState or None, default=None
-
-        Returns
-        -------
-        table of shape (n_samples, D), or (n_samples * n, D)
-            Container and dtypes as in training, or as `given` has them; what `given` knows comes back bit for bit.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If `given` does not have the columns of the training table, or cells that they cannot hold.
-
-        Examples
-        --------
-        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
-        >>> imputer = VAEImputer(random_state=0).fit(X)
-        >>> imputer.sample(5, random_state=0).shape
-        (5, 2)
-        >>> imputer.sample(3, given=[[4.0, np.nan], [np.nan, 8.0]], random_state=0)[:, 0].round()
-        array([4., 4., 4., 4., 4., 4.])
-        """
-        check_is_fitted(self)
-        n_samples = _count("n_samples", n_samples)
-        if given is None:
-            with seeded(random_state, self.ensemble_.share.device):
-                rows = inference.sample(self.ensemble_, n_samples)
-            return self.encoder_.build(self._drawn(rows))
-        given, values, observed = self._encoded(given)
-        draws = self._draws(values, observed, n_samples, random_state)
-        stacked = repeated(given, n_samples)
-        completed = self._drawn(draws.flatten(0, 1))
-        return self._filled(stacked, completed, np.tile(observed, (n_samples, 1)))
-
-    def score_samples(self, X: Any) -> NDArray:
-        """Importance-weighted log-likelihood of each row's observed cells under the joint reading.
-
-        Parameters
-        ----------
-        X : table of shape (n, D)
-            May have holes.
-
-        Returns
-        -------
-        ndarray of shape (n,)
-            Nats, for numbers as densities per unit of the column. A row with fewer observed cells has fewer terms:
-            use `anomaly_score` to compare rows with different holes.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If X does not have the columns of the training table, or cells that they cannot hold.
-
-        Notes
-        -----
-        ``logsumexp_k log w_k - log K`` (Burda et al. 2016, eq. 8), averaged as a density over the members.
-
-        Examples
-        --------
-        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
-        >>> VAEImputer(random_state=0).fit(X).score_samples([[5, 10], [5, np.nan], [np.nan, np.nan]]).shape
-        (3,)
-        """
-        return self._nats(X)
-
-    def encode(self, X: Any) -> NDArray:
-        """Latent means of the joint reading (its first member).
-
-        Parameters
-        ----------
-        X : table of shape (n, D)
-
-        Returns
-        -------
-        ndarray of shape (n, L)
-
-        Raises
-        ------
-        ValueError, TypeError
-            If X does not have the columns of the training table, or cells that they cannot hold.
-
-        Examples
-        --------
-        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
-        >>> VAEImputer(random_state=0).fit(X).encode(X).shape
-        (20, 1)
-        """
-        _, values, observed = self._encoded(X)
-        return inference.encode(self.ensemble_, *self._tensors(values, observed)).cpu().numpy()
-
-    def decode(self, Z: Any) -> Any:
-        """Expected rows given latents of the joint reading (its first member).
-
-        Parameters
-        ----------
-        Z : array-like of shape (n, L)
-
-        Returns
-        -------
-        table of shape (n, D)
-            Container and dtypes as in training.
-
-        Raises
-        ------
-        ValueError
-            If Z has another shape, or a number that is not finite.
-
-        Examples
-        --------
-        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
-        >>> VAEImputer(random_state=0).fit(X).decode([[0.0]]).round()  # the middle of the table
-        array([[10., 19.]])
-        """
-        check_is_fitted(self)
-        Z = np.asarray(Z, dtype=float)
-        n_latent = self.ensemble_.joint.n_latent
-        if Z.ndim != 2 or Z.shape[1] != n_latent:
-            raise ValueError(f"Z must have shape (n, {n_latent}), as `encode` gives it, but its shape is {Z.shape}.")
-        if not np.isfinite(Z).all():
-            raise ValueError("Z must be finite, but it holds NaN or infinity.")
-        rows = inference.decode(self.ensemble_, torch.as_tensor(Z).to(self.ensemble_.share))
-        return self.encoder_.build(self._all_columns(rows))
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray:
         """Names of the columns that `transform` gives.
@@ -483,26 +353,6 @@ class VAEImputer(TransformerMixin, BaseVAE):
             points[row, numbers] = self._all_columns(draws.median(0).values)[0, numbers]
         return points
 
-    def _draws(self, values: NDArray, observed: NDArray, n_draws: int, random_state: Any) -> torch.Tensor:
-        """Random completions of the modelled columns, (n_draws, n, d); only rows with holes are worked on."""
-        x, o = self._tensors(values, observed)
-        rows = ~o.all(1)
-        draws = x.repeat(n_draws, 1, 1)
-        with seeded(random_state, x.device):
-            if rows.any():
-                draws[:, rows] = inference.draw(self.ensemble_, x[rows], o[rows], n_draws)
-        return draws
-
-    def _drawn(self, cells: torch.Tensor) -> NDArray:
-        """Drawn cells of the modelled columns (n, d) as an array of all columns (n, D)."""
-        return self._all_columns(self._likelihoods.exact(cells))
-
     def _filled(self, X: Any, values: NDArray, observed: NDArray) -> Any:
         known = observed | (~self.modelled_ & (not self.keep_empty_features))
         return self.encoder_.fill(X, values, known)
-
-
-def _count(name: str, value: Any) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
-    return int(value)
