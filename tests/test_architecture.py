@@ -42,6 +42,7 @@ LEVELS = {
     "fitting": 3,
     "detection": 3.5,  # a fit as well, on fitting's tables and what ordinary rows score
     "estimators._containers": 4.0,  # inside the estimators: parts, their base, the two, and the names they go by
+    "estimators._plots": 4.0,
     "estimators._running": 4.0,
     "estimators._state": 4.0,
     "estimators._base": 4.1,

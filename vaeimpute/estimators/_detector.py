@@ -5,7 +5,6 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any, ClassVar
 
-import narwhals as nw
 import numpy as np
 import pandas as pd
 import torch
@@ -17,15 +16,15 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from vaeimpute import detection
 from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.estimators._base import BaseVAE
+from vaeimpute.estimators._plots import as_columns, draw_images, draw_rows
 from vaeimpute.estimators._state import LEARNED
 from vaeimpute.fitting import Table
 from vaeimpute.images import detection as images
+from vaeimpute.images.encoding import ImageEncoder
 from vaeimpute.images.fitting import Images
 from vaeimpute.images.pixels import Pixels
 
 _FALSE_ALARMS = 0.05  # of ordinary rows, with contamination="auto"
-_STRANGE = 3.0  # cell score from which a picture shows what was expected
-_DARK = 6.0  # cell score from which a picture's text is white
 
 
 class VAEOutlierDetector(OutlierMixin, BaseVAE):
@@ -346,7 +345,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         rows = self.anomaly_score(X)
         X, expected, scores, observed = self._cells(X)
         names = self.encoder_.names
-        value, said = _as_columns(X), _as_columns(self.encoder_.fill(X, expected, ~observed))
+        value, said = as_columns(X), as_columns(self.encoder_.fill(X, expected, ~observed))
         records = []
         for i in np.argsort(-rows, kind="stable"):
             order = np.argsort(-np.where(observed[i], scores[i], -np.inf), kind="stable")[:n_cells]
@@ -357,6 +356,8 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
 
     def plot(self, X: Any, n_rows: int = 10, ax: Any = None) -> Any:
         """Draw the strangest rows: the colour of a cell is its score, and strange cells show what was expected.
+
+        Of images, the strangest ones above the scores of their pixels.
 
         Parameters
         ----------
@@ -374,29 +375,13 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         ImportError
             If matplotlib is not installed.
         """
-        import matplotlib.pyplot as plt
-
         shown = np.argsort(-self.anomaly_score(X), kind="stable")[:n_rows]
         X, expected, scores, observed = self._cells(X)
-        names = self.encoder_.names
-        value, said = _as_columns(X), _as_columns(self.encoder_.fill(X, expected, ~observed))
-        if ax is None:
-            size = (2 + 0.9 * len(names), 1 + 0.45 * len(shown))
-            ax = plt.subplots(figsize=size, layout="constrained")[1]
-        cells = np.where(observed, scores, np.nan)[shown]
-        image = ax.imshow(cells, cmap="Oranges", vmin=0, vmax=10, aspect="auto")
-        ax.set_facecolor("0.85")  # holes
-        for row, i in enumerate(shown):
-            for j in np.flatnonzero(observed[i]):
-                strange = scores[i, j] > _STRANGE
-                text = _short(value[j][i]) + (f"\n({_short(said[j][i])})" if strange else "")
-                colour = "white" if scores[i, j] > _DARK else "black"
-                ax.text(j, row, text, ha="center", va="center", fontsize=7, color=colour)
-        ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        ax.set_yticks(range(len(shown)), shown)
-        ax.set(ylabel="row", title="The strangest rows (expected values in brackets)")
-        ax.figure.colorbar(image, ax=ax, label="cell score, nats")
-        return ax
+        cells = np.where(observed, scores, np.nan)
+        if isinstance(self.encoder_, ImageEncoder):
+            return draw_images(self.encoder_.encode(X)[0], cells, shown, self.encoder_.shape, ax)
+        said = self.encoder_.fill(X, expected, ~observed)
+        return draw_rows(as_columns(X), as_columns(said), cells, shown, self.encoder_.names, ax)
 
     def _learn(self, data: Table | Images, seed: int) -> bool:
         n = len(data.values)
@@ -446,16 +431,3 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         x, o = self._tensors(values, observed)
         expected, scores = self.density_.cells(x, o)
         return X, self._all_columns(expected), self._all_columns(scores), observed & self.modelled_
-
-
-def _as_columns(X: Any) -> list:
-    """The columns of a table, or the pixels of images, each as a sequence."""
-    return (
-        list(X.reshape(len(X), -1).T)
-        if isinstance(X, np.ndarray)
-        else [c.to_list() for c in nw.from_native(X).iter_columns()]
-    )
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, Real | np.number) else str(value)[:12]
