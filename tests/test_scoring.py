@@ -131,6 +131,15 @@ def test_p_values_fall_as_rows_get_stranger(calibration):
     assert (p[-1] < 0.01).all()
 
 
+def test_a_row_with_several_masks_is_one_rows_worth_of_evidence():
+    scores, observed, member = ordinary_rows(100, 6, 0.0, 0)
+    row = np.tile(np.arange(100), 5)
+    copies = RowCalibration.fit(np.tile(scores, 5), np.tile(observed, (5, 1)), np.tile(member, 5), row)
+    new = np.full((1, 4, 1), 1e6)
+    p = copies.p_values(copies.combined(new, observed[:1]), observed[:1])
+    assert p.item() == pytest.approx(1 / 101)
+
+
 def test_several_scores_add_up():
     scores, observed, member = ordinary_rows(2000, 6, 0.0, 0)
     rng = np.random.default_rng(0)

@@ -176,7 +176,7 @@ def _calibrate(density: Density, table: Table, fold: Tensor, rng: np.random.Gene
     values, observed = table.values[rows].to(density.bank), table.observed[rows] & kept
     scores = row_scores(density, values, observed)
     own = scores[:, fold[rows], torch.arange(len(rows), device=fold.device)]
-    return RowCalibration.fit(own.cpu().numpy(), observed.cpu().numpy(), fold[rows].cpu().numpy())
+    return RowCalibration.fit(*(part.cpu().numpy() for part in (own, observed, fold[rows], rows)))
 
 
 def _fit_trimmed(

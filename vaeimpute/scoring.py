@@ -105,19 +105,29 @@ class RowCalibration:
         How many of their cells are observed, in coarse steps.
     member : int ndarray of shape (N,)
         The member that has not seen each of them.
+    weight : ndarray of shape (N,)
+        One divided by how often a row is among those of its group, with other cells hidden: a row is one row's worth of
+        evidence.
     """
 
     masks: tuple[MaskCalibration, ...]
     ordinary: NDArray
     group: NDArray
     member: NDArray
+    weight: NDArray
 
     @classmethod
-    def fit(cls, scores: NDArray, observed: NDArray, member: NDArray) -> RowCalibration:
-        """Learn from scores (V, N) of ordinary rows with masks (N, D), by members that have not seen them."""
+    def fit(cls, scores: NDArray, observed: NDArray, member: NDArray, row: NDArray | None = None) -> RowCalibration:
+        """Learn from scores (V, N) of ordinary rows with masks (N, D), by members that have not seen them.
+
+        `row` (N,) numbers the rows, where they come more than once.
+        """
         masks = tuple(_ordinary_calibration(score, observed) for score in scores)
         standard = [mask.score(score, observed) for mask, score in zip(masks, scores, strict=True)]
-        return cls(masks, np.stack(standard), _group(observed), member)
+        group = _group(observed)
+        numbers = np.arange(len(group)) if row is None else row
+        _, place, copies = np.unique(numbers * (len(_STEPS) + 1) + group, return_inverse=True, return_counts=True)
+        return cls(masks, np.stack(standard), group, member, 1 / copies[place])
 
     def combined(self, scores: NDArray, observed: NDArray) -> NDArray:
         """Scores (V, M, n) by each member of rows with masks (n, D) as one sum of surprises, (M, n)."""
@@ -148,17 +158,19 @@ class RowCalibration:
         """
         out = np.ones(combined.shape[1])
         for like, rows in self._groups(observed):
-            ordinary, member = self._combined_ordinary(like), self.member[like]
+            ordinary, member, weight = self._combined_ordinary(like), self.member[like], self.weight[like]
             count = np.zeros(rows.sum())
             for m, score in enumerate(combined[:, rows]):
-                own = np.sort(ordinary[member == m])
-                count += len(own) - np.searchsorted(own, score, side="left")
-            out[rows] = (1 + count) / (len(ordinary) + 1)
+                own = np.flatnonzero(member == m)
+                own = own[np.argsort(-ordinary[own])]
+                above = np.append(0, np.cumsum(weight[own]))
+                count += above[np.searchsorted(-ordinary[own], -score, side="right")]
+            out[rows] = np.minimum((1 + count) / (weight.sum() + 1), 1)  # 1 but for rounding
         return out
 
     def to_state(self) -> tuple[dict[str, NDArray], dict]:
         """As arrays and as plain numbers (JSON)."""
-        tensors = {"ordinary": self.ordinary, "group": self.group, "member": self.member}
+        tensors = {name: getattr(self, name) for name in ("ordinary", "group", "member", "weight")}
         tensors |= {name: np.stack([getattr(mask, name) for mask in self.masks]) for name in ("location", "variance")}
         return tensors, {"floors": [mask.floor for mask in self.masks]}
 
@@ -166,7 +178,7 @@ class RowCalibration:
     def from_state(cls, tensors: Mapping[str, NDArray], header: Mapping, device: object = None) -> RowCalibration:
         """The inverse of `to_state`."""
         masks = zip(tensors["location"], tensors["variance"], header["floors"], strict=True)
-        parts = (tensors[name] for name in ("ordinary", "group", "member"))
+        parts = (tensors[name] for name in ("ordinary", "group", "member", "weight"))
         return cls(tuple(MaskCalibration(*mask) for mask in masks), *parts)
 
     def _combined_ordinary(self, like: NDArray) -> NDArray:
