@@ -30,11 +30,12 @@ def folder(monkeypatch, tmp_path) -> Path:
 
 @pytest.fixture
 def table() -> pd.DataFrame:
-    """A number, and two classes that say the same."""
+    """Two numbers, and two classes that say the same: two wrong cells are never the majority."""
     rng = np.random.default_rng(0)
     code = rng.integers(0, 3, 200)
     colour, fruit = np.array(["red", "green", "blue"])[code], np.array(["apple", "pear", "plum"])[code]
-    return pd.DataFrame({"x": code + 0.1 * rng.normal(size=200), "colour": colour, "fruit": fruit})
+    x, y = code + 0.1 * rng.normal(size=(2, 200))
+    return pd.DataFrame({"x": x, "y": y, "colour": colour, "fruit": fruit})
 
 
 def invoke(out: Path, *arguments: str) -> list[dict]:

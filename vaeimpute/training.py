@@ -70,17 +70,20 @@ class Check(NamedTuple):
         What each member is given, and what it is asked for.
     noise : Tensor of shape (K, L)
         Latent noise of the answers.
+    one_unit : bool
+        Whether all columns are measured in the same unit, as pixels are: the sum of their errors then decides.
     """
 
     values: Tensor
     seen: Tensor
     asked: Tensor
     noise: Tensor
+    one_unit: bool = False
 
 
 def held_out_error(model: Reading, check: Check) -> Tensor:
     """Squared error of the answers on held-out cells, summed per column: (M, D)."""
-    values, seen, asked, noise = check
+    values, seen, asked, noise, _ = check
     M, n, D = seen.shape
     total = values.new_zeros(M, D)
     chunk = max(1, 2**22 // model.cells_per_row(len(noise)))
@@ -173,8 +176,10 @@ def fit_model(
         """Error per column, and relative to the start, averaged over columns: outlying cells must not decide alone."""
         with torch.no_grad():
             errors = held_out_error(model.eval(), check)
-        ratio = errors.sum(0) / first.clamp(min=1e-12) if history else torch.ones_like(errors[0])
-        relative = ratio[first > 0].mean().item() if history and (first > 0).any() else 1.0
+        begin = first if history else errors.sum(0)
+        weight = begin if check.one_unit else (begin > 0).to(begin)
+        ratio = errors.sum(0) / begin.clamp(min=1e-12)
+        relative = ((ratio * weight).sum() / weight.sum()).item() if weight.any() else 1.0
         pooled = errors.sum().item() / n_asked
         history.append({"step": step, "error": pooled, "relative_error": relative, "seconds": clock.seconds()})
         return relative, errors

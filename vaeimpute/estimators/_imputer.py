@@ -317,7 +317,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         return self.mask_calibration_.score(nll.double().cpu().numpy(), observed.cpu().numpy())
 
     def _cell_scores(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        ordinary = torch.as_tensor(self.cell_surprise_).to(values)
+        ordinary = torch.tensor(self.cell_surprise_).to(values)
         if self._convolves:
             return images.scored_pixels(self._filler, ordinary, values, observed)[1]
         return -inference.cell_log_density(self.ensemble_, values, observed) - ordinary

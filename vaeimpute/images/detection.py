@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from vaeimpute.images.fitting import Held, Images, train
@@ -172,12 +172,13 @@ def fit_rows(
     fitted, held = (rows.to(images.values.device) for rows in split(len(images.values), seed))
     some = fitted[:_FIT_ROWS]
     filled = fill(model, images.values[some], images.observed[some]).double()
-    mixture = _fit_mixture(filled, seed)
     if trimmed:
-        likelihood, left = mixture.parts(filled, torch.ones_like(filled, dtype=torch.bool))
-        strange = torch.stack([-likelihood, left]).argsort(1).argsort(1).sum(0)
-        kept = strange.argsort()[: max(2, int((1 - trimmed) * len(filled)))]
-        mixture = _fit_mixture(filled[kept], seed)
+        # Strange images that are like one another find a component, even a latent, of their own: the first to go are
+        # those far from the median image, and one component ranks all images again.
+        one = _fit_mixture(_ordinary(filled, (filled - filled.median(0).values).square().sum(1), trimmed), seed, most=1)
+        latents, left = one.parts(filled, torch.ones_like(filled, dtype=torch.bool))
+        filled = _ordinary(filled, torch.stack([-latents, left]).argsort(1).argsort(1).sum(0), trimmed)
+    mixture = _fit_mixture(filled, seed)
     rows = held.repeat(2)
     observed = images.observed[rows].clone()
     again = slice(len(held), None)  # the same images once more, with holes
@@ -189,16 +190,21 @@ def fit_rows(
     return mixture, RowCalibration.fit(scores, coverage(observed, images.shape), member)
 
 
-def _fit_mixture(filled: Tensor, seed: int) -> ImageMixture:
+def _ordinary(filled: Tensor, strangeness: Tensor, trimmed: float) -> Tensor:
+    return filled[strangeness.argsort()[: max(2, int((1 - trimmed) * len(filled)))]]
+
+
+def _fit_mixture(filled: Tensor, seed: int, most: int = _COMPONENTS) -> ImageMixture:
     n, n_pixels = filled.shape
     k = max(1, min(_LATENTS, n_pixels // 4, n // 4))
-    pca = PCA(k, svd_solver="randomized", random_state=seed).fit(filled.cpu().numpy())
-    center, basis = (torch.as_tensor(a).to(filled) for a in (pca.mean_, pca.components_.T.copy()))
+    center = filled.mean(0)
     centred = filled - center
+    directions = randomized_svd(centred.cpu().numpy(), k, random_state=seed)[2]
+    basis = torch.as_tensor(directions.T.copy()).to(filled)
     z = centred @ basis
     noise = (centred - z @ basis.T).square().sum() / max(n * (n_pixels - k), 1)
     unit = z.square().mean().sqrt().clamp(min=1e-6)
-    n_components = max(1, min(_COMPONENTS, n // _ROWS_PER_COMPONENT))
+    n_components = max(1, min(most, n // _ROWS_PER_COMPONENT))
     observed = torch.ones_like(z, dtype=torch.bool)
     mixture = fit_mixture(z / unit, observed, n_components, min(_RANK, max(1, k - 1)), _FLOOR, seed=seed)
     stacked = Mixture(mixture.log_weight.unsqueeze(0), Linear(*(p.unsqueeze(0).contiguous() for p in mixture.linear)))

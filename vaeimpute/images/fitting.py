@@ -18,9 +18,9 @@ _WIDTHS, _HIDDEN, _LATENT = (48, 96), 256, 32
 _DEPTH: dict[type[ImageVAE], int] = {JointImageVAE: 1, ConditionalImageVAE: 2}
 _WIDER = 20_000  # images from which the networks have a third more channels
 _CHECKED = 0.05  # share of the images that are kept from the training, to tell when to stop
-_MOST_CHECKED, _FEWEST = 256, 40
+_MOST_CHECKED, _LEAST_CHECKED, _FEWEST = 256, 10, 40
 _PASSES = 60  # over all images at most
-_FEWEST_STEPS = 200
+_FEWEST_STEPS = 300
 # Floating-point operations of one training: about a minute per 6e12 on a laptop's core, and per 1e15 on a GPU.
 _COST = {
     "cpu": {JointImageVAE: 8e12, ConditionalImageVAE: 3.6e13},
@@ -78,7 +78,7 @@ class Held(NamedTuple):
         """A small share of the images, or all of them if they are few."""
         n, device = len(images.values), images.values.device
         order = torch.randperm(n, device=device)
-        n_checked = min(_MOST_CHECKED, int(_CHECKED * n)) if n >= _FEWEST else 0
+        n_checked = min(_MOST_CHECKED, max(_LEAST_CHECKED, int(_CHECKED * n))) if n >= _FEWEST else 0
         checked, trained = order[:n_checked], order[n_checked:]
         if n_checked == 0:
             checked = order[:_MOST_CHECKED]
@@ -107,7 +107,7 @@ def train(
     plan = _plan(model, len(images.values), effort)
     noise = latent_noise(model, 2)
     values = images.values[held.checked].to(dtype)
-    check = Check(values, held.seen, images.observed[held.checked] & ~held.seen, noise)
+    check = Check(values, held.seen, images.observed[held.checked] & ~held.seen, noise, one_unit=True)
 
     def report(record: dict) -> None:
         on_check(name, record, plan.steps)

@@ -49,7 +49,8 @@ class Bernoulli(PixelFamily):
     n_params = 1
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        return -F.binary_cross_entropy_with_logits(params[..., 0], x.expand_as(params[..., 0]), reduction="none")
+        logit, x = torch.broadcast_tensors(params[..., 0], x)
+        return -F.binary_cross_entropy_with_logits(logit, x, reduction="none")
 
     def mean(self, params: Tensor) -> Tensor:
         return params[..., 0].sigmoid()
