@@ -183,13 +183,12 @@ def _fit_trimmed(
     x: Tensor, o: Tensor, n_components: int, rank: int, floor: Tensor, trimmed: float, seed: int
 ) -> tuple[Mixture, Mixture]:
     """Mixtures of the rows but the strangest, and of all rows; of their cells but the strange ones, found in rounds."""
-    mixture = fit_mixture(x, o, n_components, rank, floor, seed=seed)
+    mixture = of_cells = fit_mixture(x, o, n_components, rank, floor, seed=seed)
     for _ in range(_ROUNDS if trimmed else 0):
         evidence = log_evidence(x, o, mixture) / o.sum(1).clamp(min=1)
         kept = evidence >= evidence.quantile(trimmed)
         ordinary = o & ~_strange_features(x, o, mixture)
         mixture = fit_mixture(x[kept], ordinary[kept], n_components, rank, floor, seed=seed)
-    of_cells = mixture
     for _ in range(_CELL_ROUNDS if trimmed else 0):
         ordinary = o & ~_strange_features(x, o, of_cells)
         of_cells = fit_mixture(x, ordinary, n_components, rank, floor, seed=seed)
