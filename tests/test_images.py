@@ -37,7 +37,7 @@ def digits():
 def short():
     """Trainings of a few seconds."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(fitting, "_PASSES", 8)
+    patch.setattr(fitting, "_PASSES", 20)
     patch.setattr(fitting, "_FEWEST_STEPS", 60)
     patch.setattr(fitting, "_WIDTHS", (16, 16))
     yield
@@ -51,7 +51,9 @@ def imputer(digits, short):
 
 @pytest.fixture(scope="module")
 def detector(digits, short):
-    return VAEOutlierDetector(image_shape=(8, 8), random_state=0).fit(digits[:900])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "_FEWEST_STEPS", 250)
+        return VAEOutlierDetector(image_shape=(8, 8), random_state=0).fit(digits[:900])
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +349,8 @@ def test_binary_and_real_pixels(kind, digits, short):
     assert set(np.unique(filled)) <= {0.0, 1.0} if kind == "boolean" else np.isfinite(filled).all()
 
 
-def test_colour_and_holes_in_the_training(short):
+def test_colour_and_holes_in_the_training(short, monkeypatch):
+    monkeypatch.setattr(fitting, "_FEWEST_STEPS", 250)
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (60, 1, 1, 3))
     X = np.clip(base + rng.integers(-9, 9, (60, 9, 12, 3)), 0, 255).astype(float)  # each image has its colour

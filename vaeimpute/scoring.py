@@ -59,10 +59,12 @@ class MaskCalibration:
         bits = observed.astype(float)
         location = Ridge(1.0).fit(bits, nll)
         squares = (nll - location.predict(bits)) ** 2
-        variance = Ridge(1.0, positive=True).fit(bits, squares)
-        floor = 0.01 * max(float(squares.mean()), 1e-12)
+        average = max(float(squares.mean()), 1e-12)  # the solver wants targets of ordinary size
+        variance = Ridge(1.0, positive=True).fit(bits, squares / average)
         return cls(
-            np.append(location.coef_, location.intercept_), np.append(variance.coef_, variance.intercept_), floor
+            np.append(location.coef_, location.intercept_),
+            average * np.append(variance.coef_, variance.intercept_),
+            0.01 * average,
         )
 
     def score(self, nll: NDArray, observed: NDArray) -> NDArray:

@@ -33,7 +33,7 @@ _FIT_ROWS = 10_000  # more images tell no more about a few directions
 _HELD_OUT, _MOST_HELD_OUT = 0.2, 1000  # share and number of images that only say what ordinary ones score
 _FEWEST = 10  # images; below, all are used for everything
 _EFFORT = 0.15  # of an imputer's training: pixels are scored, not filled in
-_TILES = 7  # along the longer side
+_TILES, _SMALLEST_TILE = 7, 3  # along the longer side, and pixels: smaller ones, and a defect excuses itself
 _STRANGE = 5.0  # nats by which a pixel is stranger than ordinary ones before it has no say in the others
 _CELLS = 2**21  # parameters held at once
 _SURPRISES = 100  # images whose pixels say what is ordinary
@@ -187,7 +187,7 @@ def fit_rows(
         observed[again] &= shown(observed[again].unsqueeze(0), images.shape)[0]
     scores = row_scores(mixture, model, images.values[rows], observed)[:, 0].cpu().numpy()
     member = np.zeros(len(rows), dtype=int)
-    return mixture, RowCalibration.fit(scores, coverage(observed, images.shape), member)
+    return mixture, RowCalibration.fit(scores, coverage(observed, images.shape), member, rows.cpu().numpy())
 
 
 def _ordinary(filled: Tensor, strangeness: Tensor, trimmed: float) -> Tensor:
@@ -287,7 +287,7 @@ def _by_tiles(model: ConditionalImageVAE, values: Tensor, observed: Tensor) -> t
 def _tiles(shape: tuple[int, int, int], device: torch.device) -> list[Tensor]:
     """Four masks (D,), each of the tiles of one colour: no two that touch have the same."""
     height, width, channels = shape
-    side = max(1, round(max(height, width) / _TILES))
+    side = max(_SMALLEST_TILE, round(max(height, width) / _TILES))
     row, column = torch.meshgrid(
         torch.arange(height, device=device) // side, torch.arange(width, device=device) // side, indexing="ij"
     )
