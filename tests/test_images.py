@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from vaeimpute import VAEImputer, VAEOutlierDetector
-from vaeimpute.images import fitting
+from vaeimpute.images import encoding, fitting
 from vaeimpute.images.encoding import ImageEncoder, as_rows, pixel_shape
 from vaeimpute.images.model import ConditionalImageVAE, ImageConfig, JointImageVAE, shown
 from vaeimpute.images.networks import Painter, Seer, map_sizes, stride
@@ -378,6 +378,17 @@ def test_memory_mapped_images(digits, short, tmp_path):
     b = VAEImputer(image_shape=(8, 8), random_state=0).fit(digits[:80])
     holed = np.where(np.arange(64).reshape(8, 8) % 3 == 0, np.nan, digits[90:95])
     assert_array_equal(a.impute(holed), b.impute(holed))
+
+
+def test_of_many_images_a_part_is_read(digits, monkeypatch):
+    monkeypatch.setattr(encoding, "_MOST", 64 * 50)
+    monkeypatch.setattr(encoding, "_LOOK", 64 * 7)
+    part = encoding.bounded(digits, (8, 8, 1), 0)
+    assert len(part) == 50
+    rows = [int(np.flatnonzero((digits == image).all((1, 2)))[0]) for image in part]
+    assert rows == sorted(rows)
+    encoder = ImageEncoder.fit(digits[:20], (8, 8, 1))
+    assert_array_equal(encoder.encode(digits[:20])[0], digits[:20].reshape(20, 64).astype(np.float32) / 16)
 
 
 def test_in_a_pipeline(digits, short):

@@ -21,7 +21,7 @@ from vaeimpute.estimators._containers import check_order, checked, is_frame, lik
 from vaeimpute.estimators._running import draw_seed, resolve_device
 from vaeimpute.estimators._state import LEARNED, from_learned_state, from_plain_params, learned_state, plain_params
 from vaeimpute.fitting import Table
-from vaeimpute.images.encoding import ImageEncoder, pixel_shape
+from vaeimpute.images.encoding import ImageEncoder, bounded, pixel_shape
 from vaeimpute.images.fitting import Images
 from vaeimpute.images.pixels import PIXELS, Pixels
 from vaeimpute.schema import Column
@@ -63,6 +63,7 @@ class BaseVAE(BaseEstimator, ABC):
         X = checked(fitted, X, reset=True, shape=self._shape)
         fitted.encoder_ = self._new_encoder(X)
         seed = draw_seed(self.random_state)
+        X = X if self._shape is None else bounded(X, self._shape, seed)
         interrupted = fitted._learn(fitted._opened(X, device), seed)
         for name in self._learned:
             self.__dict__.pop(name, None)

@@ -45,8 +45,8 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         so when `contamination` is a number.
     image_shape : tuple of int, default=None
         ``(height, width)`` or ``(height, width, channels)`` if X holds images: an array ``(n, H * W * C)``,
-        ``(n, H, W)`` or ``(n, H, W, C)``, of integers or floats. Answers come in the same layout and dtype. None for
-        tables.
+        ``(n, H, W)`` or ``(n, H, W, C)``, of integers or floats. Answers come in the same layout and dtype. Of
+        more than 400 million pixels, memory-mapped or not, a random part is learnt from. None for tables.
     networks : {"auto", "mlp"}, default="auto"
         With `image_shape`: "auto" convolves, "mlp" takes every pixel as a column of a table.
     kinds : dict of column name to str, or str, default=None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 _UNITS = (1.0, 1 / 16, 1 / 255)  # of pixels that are levels: integers, or those divided by the largest
 _LOOK = 10_000_000  # pixels at a time, for arrays that need not fit in memory
+_MOST = 400_000_000  # pixels to learn from: 2 GB with their mask; half a million images of 28 x 28
 KINDS = ("boolean", "count", "numeric")
 
 
@@ -128,9 +130,8 @@ class ImageEncoder:
         count, total, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
         units: dict[float, bool] = dict.fromkeys(_UNITS, True)
         levels: set[float] = set()
-        step = max(1, _LOOK // rows.shape[1])
-        for start in range(0, len(rows), step):
-            pixels, observed = _opened(rows[start : start + step], missing, start, X.shape)
+        for part in _parts(rows):
+            pixels, observed = _opened(rows[part], missing, part.start, X.shape)
             pixels = pixels[observed]
             count, total, squares = count + pixels.size, total + pixels.sum(), squares + np.square(pixels).sum()
             low, high = min(low, pixels.min(initial=np.inf)), max(high, pixels.max(initial=-np.inf))
@@ -167,9 +168,11 @@ class ImageEncoder:
         """Values and which of them are observed, (n, D) each; 0 where not observed, never NaN."""
         rows = as_rows(X, self.shape)
         _check_dtype(rows)
-        pixels, observed = _opened(rows, self.missing_values, 0, X.shape)
-        values = np.where(observed, (pixels - self.offset) / self.scale, 0)
-        return values.astype(np.float32), observed
+        values, seen = np.empty(rows.shape, dtype=np.float32), np.empty(rows.shape, dtype=bool)
+        for part in _parts(rows):
+            pixels, observed = _opened(rows[part], self.missing_values, part.start, X.shape)
+            values[part], seen[part] = np.where(observed, (pixels - self.offset) / self.scale, 0), observed
+        return values, seen
 
     def fill(self, X: NDArray, values: NDArray, observed: NDArray[np.bool_]) -> NDArray:
         """X with its hidden pixels decoded from ``values`` (n, D), in X's layout and dtype."""
@@ -228,6 +231,24 @@ class ImageEncoder:
         else:
             pixels = np.clip(self.offset + self.scale * np.asarray(values, dtype=float), self.low, self.high)
         return (np.round(pixels) if dtype.kind in "iub" else pixels).astype(dtype)
+
+
+def bounded(X: NDArray, shape: tuple[int, int, int], seed: int) -> NDArray:
+    """All images, or a random part of them, in their order, if so many would not fit in memory once encoded.
+
+    Examples
+    --------
+    >>> bounded(np.zeros((5, 8, 6)), (8, 6, 1), 0).shape
+    (5, 8, 6)
+    """
+    n = min(len(X), max(1, _MOST // math.prod(shape)))
+    return X if n == len(X) else X[np.sort(np.random.default_rng(seed).choice(len(X), n, replace=False))]
+
+
+def _parts(rows: NDArray) -> Iterator[slice]:
+    """Slices of images that are looked at together."""
+    step = max(1, _LOOK // rows.shape[1])
+    return (slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step))
 
 
 def _check_dtype(rows: NDArray) -> None:
