@@ -14,24 +14,24 @@ import click
 import numpy as np
 import pandas as pd
 
+from benchmarks import anomaly, images
 from benchmarks.pictures import CASE, by_case, draw_pictures, most_finished
 from benchmarks.run import KEY, RESULTS, TASKS, read_lines
 from benchmarks.scores import METRICS
 from benchmarks.speed import speed_tables
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 OURS = "vaeimpute"
 
-TEMPLATE = f"""# Benchmarks
+TEMPLATE = """# Benchmarks
 
     python -m benchmarks.run --suite quick
     python -m benchmarks.report
 
 ## Results
 
-{BEGIN}
+<!-- results:begin -->
 No results yet.
-{END}
+<!-- results:end -->
 
 ## What was tried
 
@@ -245,7 +245,7 @@ def _cell(value, spec: str) -> str:
 
 
 def write_report(files: list[Path], readme: Path) -> str:
-    """Replace the generated part of the README (created where missing), draw the pictures, and return that part."""
+    """Replace the generated parts of the README (created where missing), draw the pictures, and return the results."""
     results, failures = read_results(files)
     parts = []
     if len(results):
@@ -263,13 +263,23 @@ def write_report(files: list[Path], readme: Path) -> str:
         lines = "\n".join(f"- {' '.join(map(str, row[:6]))}: {row[6]}" for row in listed.values)
         parts.append(f"### Failures\n\n{lines}")
     generated = "\n".join(part for part in parts if part).strip()
-    page = readme.read_text() if readme.exists() else TEMPLATE
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"{readme} must hold the markers {BEGIN} and {END}, once each and in this order.")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    page = _with_section(readme.read_text() if readme.exists() else TEMPLATE, "results", generated, readme)
+    lines = [line for file in files for line in read_lines(file)]
+    if "<!-- outliers:begin -->" in page and (own := [line for line in lines if "protocol" in line]):
+        page = _with_section(page, "outliers", anomaly.report(own), readme)
+    if "<!-- images:begin -->" in page and (own := [line for line in lines if line.get("task") in images.TASKS]):
+        page = _with_section(page, "images", images.report(own), readme)
     readme.parent.mkdir(parents=True, exist_ok=True)
-    readme.write_text(f"{before}{BEGIN}\n{generated}\n{END}{after}")
+    readme.write_text(page)
     return generated
+
+
+def _with_section(page: str, name: str, text: str, readme: Path) -> str:
+    """The page with `text` between the two markers of this name."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"{readme} must hold the markers {begin} and {end}, once each and in this order.")
+    return f"{page.split(begin)[0]}{begin}\n{text.strip()}\n{end}{page.split(end)[1]}"
 
 
 @click.command(help="Write the tables and pictures of benchmarks/README.md from result files.")

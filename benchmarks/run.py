@@ -387,19 +387,25 @@ def _setting(context, parameter, values) -> dict:
     return settings
 
 
+_OWN = {"anomaly": "benchmarks.anomaly", "images": "benchmarks.images"}  # tasks with methods and options of their own
+
+
 class _Routed(click.Command):
-    """``--task anomaly`` has methods, sets and options of its own: the rest of the line goes to benchmarks.anomaly."""
+    """The rest of a line with ``--task anomaly`` or ``--task images`` goes to the module that knows that task."""
 
     def main(self, args=None, *rest, **extra):
-        line = " ".join(sys.argv[1:] if args is None else args).replace("--task=anomaly", "--task anomaly")
-        if "--task anomaly" not in line:
-            return super().main(args, *rest, **extra)
-        anomaly = importlib.import_module("benchmarks.anomaly")
-        return anomaly.main.main(line.replace("--task anomaly", "").split(), *rest, **extra)
+        line = " ".join(sys.argv[1:] if args is None else args).replace("--task=", "--task ")
+        for task, module in _OWN.items():
+            if f"--task {task}" in line:
+                command = importlib.import_module(module).main
+                return command.main(line.replace(f"--task {task}", "").split(), *rest, **extra)
+        return super().main(args, *rest, **extra)
 
 
 @click.command(
-    cls=_Routed, help="Compare imputation methods; append one JSON line per result to a file. --task anomaly: outliers."
+    cls=_Routed,
+    help="Compare imputation methods; append one JSON line per result to a file. --task anomaly: outliers; --task "
+    "images: pixels.",
 )
 @click.option("--suite", type=click.Choice(list(SUITES)), default="quick", show_default=True)
 @click.option("--task", type=click.Choice(list(TASKS)), help="Replaces the suite's.")

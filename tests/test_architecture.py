@@ -28,6 +28,7 @@ LEVELS = {
     "images": 1,
     "images.encoding": 1,
     "images.pixels": 1,
+    "images.smoothing": 0,
     "images.networks": 1,
     "images.model": 1.5,
     "images.fitting": 3,

@@ -19,6 +19,7 @@ from vaeimpute.images.encoding import ImageEncoder, as_rows, pixel_shape
 from vaeimpute.images.model import ConditionalImageVAE, ImageConfig, JointImageVAE, shown
 from vaeimpute.images.networks import Painter, Seer, map_sizes, stride
 from vaeimpute.images.pixels import PIXELS, Pixels
+from vaeimpute.images.smoothing import smoothest
 
 SHAPES = [(8, 8, 1), (28, 28, 1), (9, 17, 3), (50, 33, 1), (64, 128, 3)]
 
@@ -208,6 +209,35 @@ def test_hidden_pixels_have_no_say(shape):
         with torch.no_grad():
             a, b = (model.answers(v, observed, torch.zeros(1, 4)) for v in (x, other))
         assert torch.equal(a, b)
+
+
+def test_the_smoothest_image_goes_through_what_is_known():
+    """Known pixels stay; planes and images of one colour are found again; a start is never NaN."""
+    row, column = torch.meshgrid(torch.arange(12.0), torch.arange(17.0), indexing="ij")
+    plane = (0.02 * row + 0.03 * column).expand(3, 2, 12, 17)
+    observed = (torch.rand(plane.shape, generator=torch.Generator().manual_seed(0)) < 0.6).float()
+    smooth = smoothest(plane, observed)
+    assert torch.equal(smooth[observed > 0], plane[observed > 0])
+    inside = (..., slice(3, -3), slice(3, -3))
+    assert_allclose(smooth[inside], plane[inside], atol=0.02)
+    flat = torch.full((1, 1, 9, 5), 0.7)
+    one = torch.zeros_like(flat)
+    one[0, 0, 3, 1] = 1
+    assert_allclose(smoothest(flat, one), flat, atol=1e-6)
+    assert torch.equal(smoothest(flat, torch.zeros_like(flat)), torch.zeros_like(flat))
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_the_conditional_reading_starts_smooth(kind):
+    """Before any training, a hidden pixel is near what the smoothest image has there."""
+    torch.manual_seed(0)
+    model = ConditionalImageVAE(small((10, 10, 3), kind)).eval()
+    low, high = (-2, 2) if kind == "numeric" else (0.1, 0.9)
+    x = torch.linspace(low, high, 10).repeat(2, 10, 1).unsqueeze(-1).repeat(1, 1, 1, 3).flatten(1).unsqueeze(0)
+    observed = torch.rand(1, 2, 100).lt(0.7).repeat_interleave(3, -1)
+    with torch.no_grad():
+        answers = model.answers(x, observed, torch.zeros(1, 4))
+    assert np.corrcoef(answers[~observed], x[~observed])[0, 1] > 0.9
 
 
 def test_maps_cover_the_image():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vaeimpute import objective
 from vaeimpute.images.networks import Painter, Seer, lowered
 from vaeimpute.images.pixels import Pixels
+from vaeimpute.images.smoothing import smoothest
 from vaeimpute.reading import Reading
 
 _SCALES = (-6.0, 3.0)  # bounds of the log-scale of a latent
@@ -68,12 +69,12 @@ class ImageVAE(Reading):
         config = header["config"]
         return cls(ImageConfig(**config | {"shape": tuple(config["shape"]), "widths": tuple(config["widths"])}))
 
-    def _seer(self, share: float = 1.0, depth: int | None = None) -> Seer:
-        """A network that sees pixels and which of them are observed."""
+    def _seer(self, share: float = 1.0, depth: int | None = None, smoothed: bool = False) -> Seer:
+        """A network that sees pixels and which of them are observed, and the smoothest image through them."""
         height, width, channels = self.config.shape
         widths = [max(8, int(share * w)) for w in self.config.widths]
         depth = self.config.depth if depth is None else depth
-        return Seer(height, width, 2 * channels, widths, depth, self.config.hidden, self.config.dropout)
+        return Seer(height, width, (2 + smoothed) * channels, widths, depth, self.config.hidden, self.config.dropout)
 
     def _painter(self, n_in: int, sees: bool) -> Painter:
         height, width, channels = self.config.shape
@@ -157,16 +158,17 @@ class ConditionalImageVAE(ImageVAE):
         super().__init__(config)
         channels = config.shape[2]
         n_out = channels * self.likelihoods.family.n_params
-        self.seer = self._seer()
+        self.seer = self._seer(smoothed=True)
         self.recognition = self._seer(share=0.5, depth=1)
         self.prior = _latent_head(config.hidden, config.n_latent)
         self.posterior = _latent_head(2 * config.hidden, config.n_latent)
         self.painter = self._painter(config.hidden + config.n_latent, sees=True)
-        self.fine = nn.Conv2d(2 * channels, n_out, 3, padding=1)  # what the nearest pixels say directly
+        self.fine = nn.Conv2d(3 * channels, n_out, 3, padding=1)  # what the nearest pixels say directly
+        self._start_smooth()
 
     def loss(self, values: Tensor, observed: Tensor, n_draws: int, *backbone: Any) -> Tensor:
         kept = observed & shown(observed, self.config.shape)
-        picture, whole = self._picture(values, kept), self._picture(values, observed)
+        picture, whole = self._smoothed(values, kept), self._picture(values, observed)
         with lowered(self, picture):
             maps, h = self.seer(picture)
             _, seen = self.recognition(whole)
@@ -178,7 +180,7 @@ class ConditionalImageVAE(ImageVAE):
         return -objective.conditional_bound(log_px, observed & ~kept, kl)
 
     def draws(self, values: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        picture = self._picture(values, observed)
+        picture = self._smoothed(values, observed)
         maps, h = self.seer(picture)
         mean, log_scale = _split_latent(self.prior(h))
         params = [self._paint(picture, maps, h, (mean + torch.exp(log_scale) * e).squeeze(0)) for e in noise]
@@ -186,7 +188,23 @@ class ConditionalImageVAE(ImageVAE):
         return stacked, torch.zeros_like(stacked[..., 0])
 
     def encode(self, values: Tensor, observed: Tensor) -> Tensor:
-        return _split_latent(self.prior(self.seer(self._picture(values, observed))[1]))[0]
+        return _split_latent(self.prior(self.seer(self._smoothed(values, observed))[1]))[0]
+
+    def _smoothed(self, values: Tensor, observed: Tensor) -> Tensor:
+        """What a network is shown, and the smoothest image through the kept pixels: (B, 3 C, H, W)."""
+        picture = self._picture(values, observed)
+        x, o = picture.unflatten(1, (-1, 2)).unbind(2)
+        middle = self.likelihoods.family.middle
+        return torch.cat([picture, smoothest(x, o) - middle], 1)
+
+    @torch.no_grad()
+    def _start_smooth(self) -> None:
+        """At the start a hidden pixel is expected to be what the smoothest image has there."""
+        family, channels = self.likelihoods.family, self.config.shape[2]
+        self.fine.weight.mul_(0.1)
+        for c in range(channels):
+            means = slice(c * family.n_params + family.means.start, c * family.n_params + family.means.stop)
+            self.fine.weight[means, 2 * channels + c, 1, 1] += family.gain
 
     def _paint(self, picture: Tensor, maps: list[Tensor], h: Tensor, z: Tensor) -> Tensor:
         with lowered(self, picture):

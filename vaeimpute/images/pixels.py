@@ -21,6 +21,8 @@ class PixelFamily(ABC):
     """The likelihood of one pixel; parameters have shape (..., n_params), pixels (...)."""
 
     n_params: int
+    means: slice  # the parameters that move the mean
+    gain, middle = 1.0, 0.0  # adding `gain (x - middle)` to them makes it about x
     mean_weight = 0.0  # of the mean's squared error in training, where the likelihood alone is slow to teach it
 
     def __init__(self, n_levels: int) -> None:
@@ -47,6 +49,7 @@ class Bernoulli(PixelFamily):
     """Pixels that are off or on; the parameter is the logit."""
 
     n_params = 1
+    means, gain, middle = slice(0, 1), 6.0, 0.5
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         logit, x = torch.broadcast_tensors(params[..., 0], x)
@@ -71,6 +74,7 @@ class DiscretizedLogistic(PixelFamily):
     """
 
     n_params = 3 * _COMPONENTS
+    means, middle = slice(_COMPONENTS, 2 * _COMPONENTS), 0.5
     mean_weight = 10.0
 
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,6 +110,7 @@ class Gaussian(PixelFamily):
     """Pixels that are real numbers, standardised."""
 
     n_params = 2
+    means = slice(0, 1)
 
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor]:
         return params[..., 0], params[..., 1].clamp(*_LOG_SCALE)
