@@ -379,6 +379,7 @@ def test_binary_and_real_pixels(kind, digits, short):
     assert set(np.unique(filled)) <= {0.0, 1.0} if kind == "boolean" else np.isfinite(filled).all()
 
 
+@pytest.mark.slow
 def test_colour_and_holes_in_the_training(short, monkeypatch):
     monkeypatch.setattr(fitting, "_FEWEST_STEPS", 250)
     rng = np.random.default_rng(0)
@@ -390,6 +391,7 @@ def test_colour_and_holes_in_the_training(short, monkeypatch):
     assert np.abs(filled - X)[hidden].mean() < 0.5 * np.abs(X.mean(0) - X)[hidden].mean()
 
 
+@pytest.mark.slow
 def test_networks_mlp_takes_pixels_as_columns(digits, holed):
     imputer = VAEImputer(image_shape=(8, 8), networks="mlp", random_state=0, time_budget=5).fit(digits[:150])
     filled = imputer.impute(holed)
