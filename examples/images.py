@@ -52,13 +52,14 @@ for name, holed in (("half of the pixels", scattered), ("a block", block)):
 sampled = imputer.sample(24, random_state=0)
 latents = PCA(2, random_state=0).fit_transform(imputer.encode(unseen))
 
-# 3. A defect: three pixels of ink where there should be none.
-defect = unseen[20:21].copy()
-defect[0, 1:4, 6] = 16
+# 3. A defect: a scratch on the most ordinary of the digits.
 detector = VAEOutlierDetector(image_shape=(8, 8), random_state=0).fit(known)
+scratch = slice(2, 6), 7
+defect = unseen[[detector.p_values(unseen).argmax()]]
+defect[0][scratch] = 16
 heat = detector.cell_anomaly_score(defect)[0]
 repaired = detector.repair(defect, threshold=2.0)
-print(f"defect: scores of its pixels {heat[1:4, 6].round(1)}, median of the others {np.median(heat):.1f}")
+print(f"defect: scores of its pixels {heat[scratch].round(1)}, median of the others {np.median(heat):.1f}")
 
 figure, axes = plt.subplot_mosaic(
     [["fill", "fill", "sample"], ["defect", "heat", "latent"]],
@@ -75,7 +76,7 @@ axes["sample"].imshow(np.concatenate([strip(row.astype(float)) for row in sample
 axes["sample"].set(xticks=[], yticks=[], title="New digits")
 axes["defect"].imshow(strip([defect[0].astype(float), repaired[0].astype(float)]), cmap="gray_r")
 axes["defect"].set(xticks=[], yticks=[], title="A defect, and repaired")
-shown = axes["heat"].imshow(heat, cmap="Oranges", vmin=0)
+shown = axes["heat"].imshow(heat, cmap="Oranges", vmin=0, vmax=10)
 axes["heat"].set(xticks=[], yticks=[], title="Where it is")
 figure.colorbar(shown, ax=axes["heat"], label="pixel score, nats")
 points = axes["latent"].scatter(*latents.T, c=labels[1500:], cmap="tab10", s=12)
@@ -89,7 +90,7 @@ try:
 except OSError:
     print("faces: not on this machine")
 else:
-    filler = VAEImputer(image_shape=(64, 64), random_state=0).fit(faces[:360])
+    filler = VAEImputer(image_shape=(64, 64), time_budget=120, random_state=0).fit(faces[:360])
     holed = without_block(faces[360:368], slice(20, 44), slice(8, 56))
     figure, ax = plt.subplots(figsize=(12, 5), layout="constrained")
     ax.imshow(np.concatenate([strip(row) for row in (holed, filler.impute(holed), faces[360:368])]), cmap="gray")
