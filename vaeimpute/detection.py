@@ -110,7 +110,9 @@ class Density(NamedTuple):
         return cells(self, values, observed)
 
 
-def fit_density(table: Table, *, seed: int, dtype: torch.dtype, trimmed: float = 0.0) -> tuple[Density, RowCalibration]:
+def fit_density(
+    table: Table, *, seed: int, dtype: torch.dtype, trimmed: float = 0.0
+) -> tuple[Density, RowCalibration, bool]:
     """Fit a mixture to the rows outside of each fold, and learn what the rows of the fold score.
 
     Parameters
@@ -127,6 +129,8 @@ def fit_density(table: Table, *, seed: int, dtype: torch.dtype, trimmed: float =
     -------
     density : Density
     calibration : RowCalibration
+    interrupted : bool
+        Whether Ctrl-C ended a training early: there is none.
     """
     rng = np.random.default_rng(seed)
     specs = _specs(table)
@@ -155,7 +159,7 @@ def fit_density(table: Table, *, seed: int, dtype: torch.dtype, trimmed: float =
     corruption = Corruption.fit(table.values[some].to(dtype), table.observed[some], table.n_levels)
     likelihoods, mixture, cell_mixture = likelihoods.to(dtype), mixture.to(dtype), cell_mixture.to(dtype)
     density = Density(likelihoods, mixture, cell_mixture, bank.to(dtype), margins.to(dtype), corruption, trimmed > 0)
-    return density, _calibrate(density, table, fold, rng)
+    return density, _calibrate(density, table, fold, rng), False
 
 
 def _ordinary(x: Tensor, o: Tensor, mixture: Mixture, margins: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ def checked(estimator: BaseEstimator, X: Any, *, reset: bool, shape: tuple[int, 
     -------
     DataFrame or ndarray
     """
+    if isinstance(X, np.ma.MaskedArray):
+        raise TypeError("X is a masked array, whose mask would get lost. Pass X.filled(np.nan) instead.")
     if shape is not None:
         if is_frame(X):
             raise TypeError("X is a DataFrame, but with image_shape it must be an array. Pass X.to_numpy().")
@@ -47,8 +49,6 @@ def checked(estimator: BaseEstimator, X: Any, *, reset: bool, shape: tuple[int, 
         return X
     if nw.dependencies.is_polars_lazyframe(X):
         raise TypeError("X is a polars LazyFrame; want a DataFrame. Call X.collect() first.")
-    if isinstance(X, np.ma.MaskedArray):
-        raise TypeError("X is a masked array, whose mask would get lost. Pass X.filled(np.nan) instead.")
     if isinstance(X, list | tuple) and np.asarray(X).dtype.kind in "US":
         X = np.array(X, dtype=object)  # NumPy alone would turn the numbers beside a word into words
     return validate_data(estimator, X, reset=reset, dtype=None, ensure_all_finite=False)

@@ -35,6 +35,9 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
     score; a row's score says how rare it would be among them. Cells are scored by how much less likely the rest of
     their row makes them than a wrong cell would be; cells that are likely wrong have as little say in that.
 
+    Images are scored by a few numbers that stand for them, under such a mixture, and by what these leave over; their
+    pixels by what a convolutional network expects of each, given those around it.
+
     Parameters
     ----------
     contamination : "auto" or float in (0, 0.5], default="auto"
@@ -56,7 +59,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
     missing_values : int, float, str, np.nan, None or pandas.NA, default=np.nan
         A value that means "missing" besides NaN, NaT, None and null, which always do.
     dtype : {"float32", "float64"}, default="float32"
-        Precision of scores; the fit is always in double precision.
+        Precision of scores, and of the network that reads images; mixtures are fitted in double precision.
     device : str, default="auto"
         Where to compute, as PyTorch calls it; "auto" takes a GPU if there is one.
     random_state : int, RandomState or None, default=None
@@ -379,7 +382,8 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         X, expected, scores, observed = self._cells(X)
         cells = np.where(observed, scores, np.nan)
         if isinstance(self.encoder_, ImageEncoder):
-            return draw_images(self.encoder_.encode(X)[0], cells, shown, self.encoder_.shape, ax)
+            values = np.where(observed, self.encoder_.encode(X)[0], np.nan)
+            return draw_images(values, cells, shown, self.encoder_.shape, ax)
         said = self.encoder_.fill(X, expected, ~observed)
         return draw_rows(as_columns(X), as_columns(said), cells, shown, self.encoder_.names, ax)
 
@@ -394,14 +398,14 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
             "trimmed": detection.trimmed_share(n) if robust else 0.0,
         }
         core: Any = images if isinstance(data, Images) else detection
-        self.density_, self.row_calibration_ = core.fit_density(data, **options)
+        self.density_, self.row_calibration_, interrupted = core.fit_density(data, **options)
         self.n_components_ = self.density_.n_components
         if isinstance(self.contamination, str):
             self.offset_ = -self.row_calibration_.quantile(1 - _FALSE_ALARMS)
         else:
             score = -self._strangeness(data.values.to(self._weights), data.observed)
             self.offset_ = float(np.percentile(score, 100 * self.contamination))
-        return False
+        return interrupted
 
     @property
     def _likelihoods(self) -> ColumnLikelihoods | Pixels:

@@ -239,14 +239,16 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
                [3., 6., 1.]])
         """
         X, values, observed = self._encoded(X)
-        if self.add_indicator and getattr(X, "ndim", 2) > 2:
-            raise ValueError(f"add_indicator=True wants X of shape (n, {len(self.modelled_)}), got {X.shape}.")
+        container = _get_output_config("transform", self)["dense"]
+        if getattr(X, "ndim", 2) > 2 and (self.add_indicator or container != "default"):
+            what = "add_indicator=True" if self.add_indicator else f"set_output(transform={container!r})"
+            raise ValueError(f"{what} wants X of shape (n, {len(self.modelled_)}), got {X.shape}.")
         filled = self._filled(X, self._points(values, observed), observed)
         if isinstance(filled, np.ndarray) and filled.ndim > 2:
             return filled
         missing = ~observed[:, self.had_holes_ & self.add_indicator]
         flags = dict(zip(self._indicator_names(), missing.T, strict=True))
-        return selected(filled, self._kept(), flags, _get_output_config("transform", self)["dense"])
+        return selected(filled, self._kept(), flags, container)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray:
         """Names of the columns that `transform` gives.

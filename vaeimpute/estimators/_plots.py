@@ -68,8 +68,9 @@ def draw_images(values: NDArray, cells: NDArray, shown: NDArray, shape: tuple[in
     height, width, channels = shape
     if ax is None:
         ax = plt.subplots(figsize=(1 + 1.1 * len(shown), 2.8), layout="constrained")[1]
-    low, high = values.min(), max(values.max(), values.min() + 1e-9)
-    pictures = [((values[i] - low) / (high - low)).reshape(shape) for i in shown]
+    low, high = np.nanmin(values), np.nanmax(values)
+    grey = np.where(np.isnan(values), 0.85, (values - low) / max(high - low, 1e-9))  # holes
+    pictures = [grey[i].reshape(shape) for i in shown]
     pictures = [p if channels == 3 else np.repeat(p[..., :1], 3, -1) for p in pictures]
     maps = [cells[i].reshape(shape).mean(-1) for i in shown]
     ax.imshow(np.concatenate(pictures, 1), extent=(0, width * len(shown), height, 0))

@@ -88,6 +88,8 @@ def plain_params(estimator: BaseEstimator) -> dict:
         params["kinds"] = [[name, str(kind)] for name, kind in params["kinds"].items()]
     if type(params["missing_values"]).__name__ == "NAType":  # pandas.NA is no JSON; it always means missing anyway
         params["missing_values"] = np.nan
+    if params["image_shape"] is not None:
+        params["image_shape"] = [int(side) for side in params["image_shape"]]
     params["device"] = str(params["device"])
     return {key: value.item() if isinstance(value, np.generic) else value for key, value in params.items()}
 

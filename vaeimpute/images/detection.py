@@ -29,9 +29,10 @@ from vaeimpute.training import Clock
 _LATENTS, _COMPONENTS, _RANK = 64, 8, 12
 _ROWS_PER_COMPONENT = 200
 _FLOOR = 0.02  # smallest noise variance of a latent, in units of the average one's variance
-_FIT_ROWS = 10_000  # more images tell no more about a few directions
+_FIT_ROWS, _FIT_CELLS = 10_000, 50_000_000  # images and pixels; more tell no more about a few directions
 _HELD_OUT, _MOST_HELD_OUT = 0.2, 1000  # share and number of images that only say what ordinary ones score
-_FEWEST = 10  # images; below, all are used for everything
+_FEWEST = 10  # images; below, all train the network and check it
+_CROSSED, _FOLDS = 1000, 5  # below so many images all are held out, in turn
 _EFFORT = 0.15  # of an imputer's training: pixels are scored, not filled in
 _TILES, _SMALLEST_TILE = 7, 3  # along the longer side, and pixels: smaller ones, and a defect excuses itself
 _STRANGE = 5.0  # nats by which a pixel is stranger than ordinary ones before it has no say in the others
@@ -63,10 +64,13 @@ class ImageMixture(NamedTuple):
 
     def parts(self, filled: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihood of the latents (n,), and squared residual summed over the observed pixels (n,)."""
-        centred = filled.double() - self.center
-        z = centred @ self.basis
-        left = torch.where(observed, centred - z @ self.basis.T, 0).square().sum(-1)
-        return log_evidence(z / self.unit, torch.ones_like(z, dtype=torch.bool), self.mixture)[0], left
+        latents, left = [], []
+        for rows in torch.arange(len(filled), device=filled.device).split(max(1, _CELLS // filled.shape[1])):
+            centred = filled[rows].double() - self.center
+            latents.append(centred @ self.basis)
+            left.append(torch.where(observed[rows], centred - latents[-1] @ self.basis.T, 0).square().sum(-1))
+        z = torch.cat(latents)
+        return log_evidence(z / self.unit, torch.ones_like(z, dtype=torch.bool), self.mixture)[0], torch.cat(left)
 
 
 class ImageDensity(NamedTuple):
@@ -118,7 +122,7 @@ class ImageDensity(NamedTuple):
 
 def fit_density(
     images: Images, *, seed: int, dtype: torch.dtype, trimmed: float = 0.0
-) -> tuple[ImageDensity, RowCalibration]:
+) -> tuple[ImageDensity, RowCalibration, bool]:
     """Train the conditional reading, fit the mixture, and learn what images score that neither has seen.
 
     Parameters
@@ -135,16 +139,11 @@ def fit_density(
         torch.manual_seed(seed)
         fitted, held = (rows.to(device) for rows in split(len(images.values), seed))
         seen = images._replace(values=images.values[fitted], observed=images.observed[fitted])
-        model, _ = train(
-            ConditionalImageVAE, "conditional", seen, Held.choose(seen), dtype, Clock(), _silent, effort=_EFFORT
-        )
+        clock = Clock()
+        model, _ = train(ConditionalImageVAE, "conditional", seen, Held.choose(seen), dtype, clock, effort=_EFFORT)
         rows, calibration = fit_rows(model, images, seed=seed, trimmed=trimmed)
         surprise = pixel_surprise(model, images.values[held], images.observed[held])
-    return ImageDensity(model, rows, surprise), calibration
-
-
-def _silent(reading: str, record: dict, n_steps: int) -> None:
-    """No progress is shown."""
+    return ImageDensity(model, rows, surprise), calibration, clock.interrupted
 
 
 def split(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -169,32 +168,52 @@ def fit_rows(
     trimmed : float
         Share of the strangest images to leave out.
     """
-    fitted, held = (rows.to(images.values.device) for rows in split(len(images.values), seed))
-    some = fitted[:_FIT_ROWS]
-    filled = fill(model, images.values[some], images.observed[some]).double()
-    if trimmed:
-        # Strange images that are like one another find a component, even a latent, of their own: the first to go are
-        # those far from the median image, and one component ranks all images again.
-        one = _fit_mixture(_ordinary(filled, (filled - filled.median(0).values).square().sum(1), trimmed), seed, most=1)
-        latents, left = one.parts(filled, torch.ones_like(filled, dtype=torch.bool))
-        filled = _ordinary(filled, torch.stack([-latents, left]).argsort(1).argsort(1).sum(0), trimmed)
-    mixture = _fit_mixture(filled, seed)
-    rows = held.repeat(2)
-    observed = images.observed[rows].clone()
-    again = slice(len(held), None)  # the same images once more, with holes
-    with torch.random.fork_rng([images.values.device] if images.values.is_cuda else []):
+    n, device = len(images.values), images.values.device
+    some = max(2, min(_FIT_ROWS, _FIT_CELLS // images.values.shape[1]))
+
+    def fitted_to(rows: Tensor) -> ImageMixture:
+        chosen = rows[:some].to(device)
+        filled = fill(model, images.values[chosen], images.observed[chosen])
+        return _fit_mixture(filled.double(), seed, trimmed)
+
+    folds = _folds(n, seed)
+    mixtures, scores, masks, held = [], [], [], []
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        observed[again] &= shown(observed[again].unsqueeze(0), images.shape)[0]
-    scores = row_scores(mixture, model, images.values[rows], observed)[:, 0].cpu().numpy()
-    member = np.zeros(len(rows), dtype=int)
-    return mixture, RowCalibration.fit(scores, coverage(observed, images.shape), member, rows.cpu().numpy())
+        for fitted, rows in folds:
+            mixtures.append(fitted_to(fitted))
+            twice = rows.to(device).repeat(2)
+            observed = images.observed[twice].clone()
+            again = slice(len(rows), None)  # the same images once more, with holes
+            observed[again] &= shown(observed[again].unsqueeze(0), images.shape)[0]
+            scores.append(row_scores(mixtures[-1], model, images.values[twice], observed)[:, 0].cpu().numpy())
+            masks.append(coverage(observed, images.shape))
+            held.append(rows.repeat(2).numpy())
+    row = np.concatenate(held)
+    mask = np.concatenate(masks)
+    calibration = RowCalibration.fit(np.concatenate(scores, 1), mask, np.zeros(len(row), dtype=int), row)
+    return mixtures[0] if len(folds) == 1 else fitted_to(torch.arange(n)), calibration
+
+
+def _folds(n: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Rows to fit to, and rows that say what ordinary images score; the few of a small set all do so, in turn."""
+    if n >= _CROSSED or n < 3:
+        return [split(n, seed)]
+    parts = torch.as_tensor(np.random.default_rng(seed).permutation(n)).chunk(min(_FOLDS, n))
+    return [(torch.cat([p for p in parts if p is not part]), part) for part in parts]
 
 
 def _ordinary(filled: Tensor, strangeness: Tensor, trimmed: float) -> Tensor:
     return filled[strangeness.argsort()[: max(2, int((1 - trimmed) * len(filled)))]]
 
 
-def _fit_mixture(filled: Tensor, seed: int, most: int = _COMPONENTS) -> ImageMixture:
+def _fit_mixture(filled: Tensor, seed: int, trimmed: float = 0.0, most: int = _COMPONENTS) -> ImageMixture:
+    if trimmed:
+        # Strange images that are like one another find a component, even a latent, of their own: the first to go are
+        # those far from the median image, and one component ranks all images again.
+        one = _fit_mixture(_ordinary(filled, (filled - filled.median(0).values).square().sum(1), trimmed), seed, most=1)
+        latents, left = one.parts(filled, torch.ones_like(filled, dtype=torch.bool))
+        filled = _ordinary(filled, torch.stack([-latents, left]).argsort(1).argsort(1).sum(0), trimmed)
     n, n_pixels = filled.shape
     k = max(1, min(_LATENTS, n_pixels // 4, n // 4))
     center = filled.mean(0)
@@ -214,7 +233,7 @@ def _fit_mixture(filled: Tensor, seed: int, most: int = _COMPONENTS) -> ImageMix
 @torch.no_grad()
 def fill(model: ConditionalImageVAE, values: Tensor, observed: Tensor) -> Tensor:
     """Images (n, D) with their holes at the expected pixel, in bounded memory."""
-    filled = values.to(model.weights)
+    filled = values.to(model.weights, copy=True)
     rows = (~observed.all(1)).nonzero().squeeze(-1)
     for part in rows.split(_rows_at_once(model)):
         answers = model.answers(filled[part].unsqueeze(0), observed[part].unsqueeze(0), _middle(model))[0]
@@ -264,9 +283,10 @@ def scored_pixels(
 
 def pixel_surprise(model: ConditionalImageVAE, values: Tensor, observed: Tensor) -> Tensor:
     """Average negative log-density of the pixels of ordinary images, (D,)."""
-    some = slice(0, _SURPRISES)
-    _, log_density = _by_tiles(model, values[some], observed[some])
-    surprise = column_surprise(log_density.double().cpu().numpy(), observed[some].cpu().numpy())
+    some = np.random.default_rng(0).permutation(len(values))[:_SURPRISES]
+    values, observed = values[some], observed[some]
+    _, log_density = _by_tiles(model, values, observed)
+    surprise = column_surprise(log_density.double().cpu().numpy(), observed.cpu().numpy())
     return torch.as_tensor(surprise).to(log_density)
 
 

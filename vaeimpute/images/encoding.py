@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 _UNITS = (1.0, 1 / 16, 1 / 255)  # of pixels that are levels: integers, or those divided by the largest
 _LOOK = 10_000_000  # pixels at a time, for arrays that need not fit in memory
 _MOST = 400_000_000  # pixels to learn from: 2 GB with their mask; half a million images of 28 x 28
-KINDS = ("boolean", "count", "numeric")
+_FARTHEST = 1e6  # of a value, in units of its scale: beyond, networks overflow
 
 
 def pixel_shape(image_shape: Any) -> tuple[int, int, int]:
@@ -60,7 +61,7 @@ def as_rows(X: Any, shape: tuple[int, int, int]) -> NDArray:
             f"X has shape {X.shape}, but images of {height} x {width} pixels with {channels} "
             f"channel{'s' if channels > 1 else ''} have shape {wanted}."
         )
-    return X.reshape(len(X), -1)
+    return X.reshape(len(X), height * width * channels)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class ImageEncoder:
             Overrules what the pixels look like.
         missing_values : float, default=np.nan
         """
-        missing = None if missing_values is None or missing_values != missing_values else float(missing_values)
+        missing = _missing(missing_values)
         rows = as_rows(X, shape)
         _check_dtype(rows)
         count, total, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
@@ -171,7 +172,14 @@ class ImageEncoder:
         values, seen = np.empty(rows.shape, dtype=np.float32), np.empty(rows.shape, dtype=bool)
         for part in _parts(rows):
             pixels, observed = _opened(rows[part], self.missing_values, part.start, X.shape)
-            values[part], seen[part] = np.where(observed, (pixels - self.offset) / self.scale, 0), observed
+            if self.kind == "boolean" and (wrong := observed & (pixels != self.low) & (pixels != self.high)).any():
+                i, j = np.argwhere(wrong)[0]
+                raise ValueError(
+                    f"X holds {pixels[i, j]:g} in image {part.start + i}, pixel {_place(j, X.shape)}, but pixels were "
+                    f"{self.low:g} or {self.high:g} in fit."
+                )
+            scaled = np.clip((pixels - self.offset) / self.scale, -_FARTHEST, _FARTHEST)
+            values[part], seen[part] = np.where(observed, scaled, 0), observed
         return values, seen
 
     def fill(self, X: NDArray, values: NDArray, observed: NDArray[np.bool_]) -> NDArray:
@@ -230,7 +238,12 @@ class ImageEncoder:
             pixels = np.where(np.asarray(values) > 0.5, self.high, self.low)
         else:
             pixels = np.clip(self.offset + self.scale * np.asarray(values, dtype=float), self.low, self.high)
-        return (np.round(pixels) if dtype.kind in "iub" else pixels).astype(dtype)
+        pixels = np.round(pixels) if dtype.kind in "iub" else pixels
+        if self.missing_values is not None:  # what is filled in must not read as a hole again
+            step = self.scale / self.n_levels if self.kind == "count" else 1e-6 * self.scale
+            beside = self.missing_values + (step if self.missing_values < self.high else -step)
+            pixels = np.where(pixels == self.missing_values, beside, pixels)
+        return pixels.astype(dtype)
 
 
 def bounded(X: NDArray, shape: tuple[int, int, int], seed: int) -> NDArray:
@@ -262,6 +275,19 @@ def _opened(rows: NDArray, missing: float | None, first: int, shape: tuple[int, 
     observed = ~np.isnan(pixels) if missing is None else ~np.isnan(pixels) & (pixels != missing)
     if (wrong := np.isinf(pixels)).any():
         i, j = np.argwhere(wrong)[0]
-        where = np.unravel_index(j, shape[1:]) if len(shape) > 2 else (j,)
-        raise ValueError(f"X holds infinity in image {first + i}, pixel {tuple(int(w) for w in where)}.")
+        raise ValueError(f"X holds infinity in image {first + i}, pixel {_place(j, shape)}.")
     return pixels, observed
+
+
+def _place(j: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Where the pixel of column j is in images of an array of this shape."""
+    return tuple(int(w) for w in np.unravel_index(j, shape[1:]))
+
+
+def _missing(value: Any) -> float | None:
+    """The pixel that means "missing" besides NaN, if there is one."""
+    if value is None or type(value).__name__ == "NAType":
+        return None
+    if not isinstance(value, Real):
+        raise TypeError(f"missing_values={value!r} is no number, but pixels are.")
+    return None if np.isnan(float(value)) else float(value)

@@ -93,7 +93,7 @@ def train(
     held: Held,
     dtype: torch.dtype,
     clock: Clock,
-    on_check: Callable[[str, dict, int], None],
+    on_check: Callable[[str, dict, int], None] = lambda reading, record, n_steps: None,
     share: float = 1.0,
     effort: float = 1.0,
 ) -> tuple[V, Fit]:

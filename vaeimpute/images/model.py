@@ -89,13 +89,7 @@ class ImageVAE(Reading):
 
     def _as_params(self, painted: Tensor) -> Tensor:
         """(B, C n, H, W) to the parameters of pixels in the order of the columns, (B, P)."""
-        return (
-            painted.float()
-            .to(self.weights.dtype)
-            .unflatten(1, (self.config.shape[2], -1))
-            .permute(0, 3, 4, 1, 2)
-            .flatten(1)
-        )
+        return painted.to(self.weights.dtype).unflatten(1, (self.config.shape[2], -1)).permute(0, 3, 4, 1, 2).flatten(1)
 
 
 class JointImageVAE(ImageVAE):
