@@ -25,7 +25,7 @@ SHAPES = [(8, 8, 1), (28, 28, 1), (9, 17, 3), (50, 33, 1), (64, 128, 3)]
 
 
 def small(shape, kind="count", n_levels=16):
-    return ImageConfig(shape, kind, n_levels, (8, 16), 1, 16, 4, 0.1)
+    return ImageConfig(shape, kind, n_levels, (8, 16), 1, 16, 4, 0.1, smooth=True)
 
 
 @pytest.fixture(scope="module")
@@ -213,18 +213,27 @@ def test_hidden_pixels_have_no_say(shape):
 
 def test_the_smoothest_image_goes_through_what_is_known():
     """Known pixels stay; planes and images of one colour are found again; a start is never NaN."""
-    row, column = torch.meshgrid(torch.arange(12.0), torch.arange(17.0), indexing="ij")
-    plane = (0.02 * row + 0.03 * column).expand(3, 2, 12, 17)
-    observed = (torch.rand(plane.shape, generator=torch.Generator().manual_seed(0)) < 0.6).float()
-    smooth = smoothest(plane, observed)
-    assert torch.equal(smooth[observed > 0], plane[observed > 0])
-    inside = (..., slice(3, -3), slice(3, -3))
+    row, column, _ = torch.meshgrid(torch.arange(12.0), torch.arange(17.0), torch.arange(2.0), indexing="ij")
+    plane = (0.02 * row + 0.03 * column).expand(3, -1, -1, -1)
+    observed = torch.rand(plane.shape, generator=torch.Generator().manual_seed(0)) < 0.6
+    smooth = smoothest(plane.flatten(1), observed.flatten(1), (12, 17, 2)).permute(0, 2, 3, 1)
+    assert torch.equal(smooth[observed], plane[observed])
+    inside = (slice(None), slice(3, -3), slice(3, -3))
     assert_allclose(smooth[inside], plane[inside], atol=0.02)
-    flat = torch.full((1, 1, 9, 5), 0.7)
-    one = torch.zeros_like(flat)
-    one[0, 0, 3, 1] = 1
-    assert_allclose(smoothest(flat, one), flat, atol=1e-6)
-    assert torch.equal(smoothest(flat, torch.zeros_like(flat)), torch.zeros_like(flat))
+    flat = torch.full((1, 45), 0.7)
+    one = torch.arange(45).unsqueeze(0) == 16
+    assert_allclose(smoothest(flat, one, (9, 5, 1)).flatten(1), flat, atol=1e-6)
+    assert torch.equal(smoothest(flat, one & False, (9, 5, 1)).flatten(1), torch.zeros_like(flat))
+
+
+def test_images_start_smooth_where_they_are(digits):
+    """Gradients are smooth, the eight by eight pixels of a digit are not."""
+    slopes = np.random.default_rng(0).normal(size=(60, 1, 1)) * np.linspace(0, 1, 8) + np.zeros((60, 8, 8))
+    for images, smooth in ((slopes, True), (digits[:600] / 16, False)):
+        values = torch.as_tensor(images, dtype=torch.float32).flatten(1)
+        torch.manual_seed(0)
+        data = fitting.Images(values, torch.ones_like(values, dtype=torch.bool), (8, 8, 1), "count", 16)
+        assert fitting._are_smooth(data, fitting.Held.choose(data)) == smooth
 
 
 @pytest.mark.parametrize("kind", PIXELS)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vaeimpute.images.model import ConditionalImageVAE, ImageConfig, ImageVAE, JointImageVAE, shown
 from vaeimpute.images.networks import map_sizes
+from vaeimpute.images.smoothing import smoothest
 from vaeimpute.inference import Ensemble, latent_noise
 from vaeimpute.training import Check, Clock, Fit, Plan, fit_model
 
@@ -19,6 +20,7 @@ _DEPTH: dict[type[ImageVAE], int] = {JointImageVAE: 1, ConditionalImageVAE: 2}
 _WIDER = 20_000  # images from which the networks have a third more channels
 _CHECKED = 0.05  # share of the images that are kept from the training, to tell when to stop
 _MOST_CHECKED, _LEAST_CHECKED, _FEWEST = 256, 10, 40
+_MEAN_OF = 2000  # images whose mean is compared with
 _PASSES = 60  # over all images at most
 _FEWEST_STEPS = 300
 # Floating-point operations of one training: about a minute per 6e12 on a laptop's core, and per 1e15 on a GPU.
@@ -103,7 +105,8 @@ def train(
     an imputer.
     """
     device = images.values.device
-    model = kind(_config(kind, images)).to(device, dtype)
+    smooth = kind is ConditionalImageVAE and _are_smooth(images, held)
+    model = kind(_config(kind, images, smooth)).to(device, dtype)
     plan = _plan(model, len(images.values), effort)
     noise = latent_noise(model, 2)
     values = images.values[held.checked].to(dtype)
@@ -116,11 +119,23 @@ def train(
     return model, fit_model(model, *trained, check, [plan], clock=clock, share=share, on_check=report)
 
 
-def _config(kind: type[ImageVAE], images: Images) -> ImageConfig:
+def _are_smooth(images: Images, held: Held) -> bool:
+    """Whether the smoothest image through some pixels says more of the others than the mean image does."""
+    some = held.trained[:_MEAN_OF]
+    mean = images.values[some].sum(0) / images.observed[some].sum(0).clamp(min=1)  # values of holes are zero
+    values, seen = images.values[held.checked], held.seen[0]
+    asked = images.observed[held.checked] & ~seen
+    smooth = smoothest(values, seen, images.shape).permute(0, 2, 3, 1).flatten(1)
+    error, errors_of_mean = ((guess - values).square()[asked].sum() for guess in (smooth, mean))
+    return bool(error < errors_of_mean)
+
+
+def _config(kind: type[ImageVAE], images: Images, smooth: bool) -> ImageConfig:
     n = len(images.values)
     widths = tuple(w * 4 // 3 if n >= _WIDER else w for w in _WIDTHS)
     dropout = 0.1 if n < _WIDER else 0.0
-    return ImageConfig(images.shape, images.kind, images.n_levels, widths, _DEPTH[kind], _HIDDEN, _LATENT, dropout)
+    sizes = (_DEPTH[kind], _HIDDEN, _LATENT, dropout)
+    return ImageConfig(images.shape, images.kind, images.n_levels, widths, *sizes, smooth)
 
 
 def _plan(model: ImageVAE, n: int, effort: float) -> Plan:

@@ -34,6 +34,7 @@ class ImageConfig:
     hidden: int
     n_latent: int
     dropout: float
+    smooth: bool  # whether the conditional reading starts at the smoothest image through the kept pixels
 
 
 class ImageVAE(Reading):
@@ -69,12 +70,12 @@ class ImageVAE(Reading):
         config = header["config"]
         return cls(ImageConfig(**config | {"shape": tuple(config["shape"]), "widths": tuple(config["widths"])}))
 
-    def _seer(self, share: float = 1.0, depth: int | None = None, smoothed: bool = False) -> Seer:
-        """A network that sees pixels and which of them are observed, and the smoothest image through them."""
+    def _seer(self, n_seen: int | None = None, share: float = 1.0, depth: int | None = None) -> Seer:
+        """A network that sees pixels and which of them are observed, or `n_seen` channels."""
         height, width, channels = self.config.shape
         widths = [max(8, int(share * w)) for w in self.config.widths]
         depth = self.config.depth if depth is None else depth
-        return Seer(height, width, (2 + smoothed) * channels, widths, depth, self.config.hidden, self.config.dropout)
+        return Seer(height, width, n_seen or 2 * channels, widths, depth, self.config.hidden, self.config.dropout)
 
     def _painter(self, n_in: int, sees: bool) -> Painter:
         height, width, channels = self.config.shape
@@ -152,13 +153,15 @@ class ConditionalImageVAE(ImageVAE):
         super().__init__(config)
         channels = config.shape[2]
         n_out = channels * self.likelihoods.family.n_params
-        self.seer = self._seer(smoothed=True)
+        n_seen = (2 + config.smooth) * channels
+        self.seer = self._seer(n_seen)
         self.recognition = self._seer(share=0.5, depth=1)
         self.prior = _latent_head(config.hidden, config.n_latent)
         self.posterior = _latent_head(2 * config.hidden, config.n_latent)
         self.painter = self._painter(config.hidden + config.n_latent, sees=True)
-        self.fine = nn.Conv2d(3 * channels, n_out, 3, padding=1)  # what the nearest pixels say directly
-        self._start_smooth()
+        self.fine = nn.Conv2d(n_seen, n_out, 3, padding=1)  # what the nearest pixels say directly
+        if config.smooth:
+            self._start_smooth()
 
     def loss(self, values: Tensor, observed: Tensor, n_draws: int, *backbone: Any) -> Tensor:
         kept = observed & shown(observed, self.config.shape)
@@ -185,11 +188,12 @@ class ConditionalImageVAE(ImageVAE):
         return _split_latent(self.prior(self.seer(self._smoothed(values, observed))[1]))[0]
 
     def _smoothed(self, values: Tensor, observed: Tensor) -> Tensor:
-        """What a network is shown, and the smoothest image through the kept pixels: (B, 3 C, H, W)."""
+        """What a network is shown, and the smoothest image through the kept pixels if it is of use: (B, 3 C, H, W)."""
         picture = self._picture(values, observed)
-        x, o = picture.unflatten(1, (-1, 2)).unbind(2)
-        middle = self.likelihoods.family.middle
-        return torch.cat([picture, smoothest(x, o) - middle], 1)
+        if not self.config.smooth:
+            return picture
+        smooth = smoothest(values.squeeze(0), observed.squeeze(0), self.config.shape)
+        return torch.cat([picture, smooth - self.likelihoods.family.middle], 1)
 
     @torch.no_grad()
     def _start_smooth(self) -> None:

@@ -11,7 +11,7 @@ _RATE = 1 / 64  # below it the descent is stable: the squared Laplacian's larges
 
 
 @torch.no_grad()
-def smoothest(x: Tensor, observed: Tensor) -> Tensor:
+def smoothest(values: Tensor, observed: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Fill hidden pixels so that the squared Laplacian, summed over the image, is small.
 
     Biharmonic inpainting (Damelin and Hoang 2018) by accelerated gradient descent, from averages over ever larger
@@ -19,15 +19,18 @@ def smoothest(x: Tensor, observed: Tensor) -> Tensor:
 
     Parameters
     ----------
-    x, observed : Tensor of shape (B, C, H, W)
-        Pixels, and 1 where they are observed.
+    values, observed : Tensor of shape (B, D)
+        Pixels, and which of them are observed.
+    shape : tuple of int
+        Height, width, channels.
 
     Returns
     -------
     Tensor of shape (B, C, H, W)
     """
-    h = _averages(x * observed, observed)
-    hidden, velocity = 1 - observed, torch.zeros_like(h)
+    x, known = (part.unflatten(1, shape).permute(0, 3, 1, 2) for part in (values, observed.to(values.dtype)))
+    h = _averages(x * known, known)
+    hidden, velocity = 1 - known, torch.zeros_like(h)
     for i in range(_ROUNDS):
         velocity = i / (i + 3) * velocity - _RATE * _laplacian(_laplacian(h)) * hidden
         h = h + velocity
