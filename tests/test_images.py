@@ -376,15 +376,18 @@ def test_black_images(short):
 
 
 @pytest.mark.parametrize("kind", ["boolean", "numeric"])
-def test_binary_and_real_pixels(kind, digits, short):
-    X = digits[:200] > 7 if kind == "boolean" else digits[:200] + np.random.default_rng(0).normal(size=(200, 8, 8))
+def test_binary_and_real_pixels(kind, short):
+    """Images are a pattern or its negative: what is left of one says which, and the mean image says nothing."""
+    rng = np.random.default_rng(0)
+    pattern = rng.choice([-1.0, 1.0], (8, 8))
+    X = pattern * rng.choice([-1, 1], (200, 1, 1)) + rng.normal(0, 0.1, (200, 8, 8))
+    X = X > 0 if kind == "boolean" else X
     holed = X.astype(float)
     holed[:, 2:4, 2:6] = np.nan
     imputer = VAEImputer(image_shape=(8, 8), random_state=0).fit(X)
     filled = imputer.impute(holed)
     assert imputer.encoder_.kind == kind
-    error = np.abs(filled - X)[:, 2:4, 2:6].mean()
-    assert error < np.abs(np.median(X.astype(float), 0) - X)[:, 2:4, 2:6].mean()
+    assert np.square(filled - X)[:, 2:4, 2:6].mean() < 0.5 * np.square(X.mean(0) - X)[:, 2:4, 2:6].mean()
     assert set(np.unique(filled)) <= {0.0, 1.0} if kind == "boolean" else np.isfinite(filled).all()
 
 
@@ -540,14 +543,14 @@ def test_the_detector_is_kept(detector, digits, tmp_path):
         assert again.score(X) == detector.score(X)
 
 
-@pytest.mark.parametrize("n", [10, 20, 60])
+@pytest.mark.parametrize("n", [20, 60])
 def test_detectors_of_few_images(n, digits, short):
-    """Images that it has not seen are not all strange to it."""
+    """Of images that it has not seen it flags about 5%, however few it has seen."""
     flagged = [
         (VAEOutlierDetector(image_shape=(8, 8), random_state=seed).fit(digits[:n]).predict(digits[900:1200]) == -1)
-        for seed in range(2)
+        for seed in range(3)
     ]
-    assert np.mean(flagged) < 0.3
+    assert np.mean(flagged) < 0.2
 
 
 def test_contaminated_training_images(digits, short):

@@ -169,14 +169,18 @@ def fit_rows(
         Share of the strangest images to leave out.
     """
     n, device = len(images.values), images.values.device
-    some = max(2, min(_FIT_ROWS, _FIT_CELLS // images.values.shape[1]))
+    n_pixels = images.values.shape[1]
+    some = max(2, min(_FIT_ROWS, _FIT_CELLS // n_pixels))
+    folds = _folds(n, seed)
+    # One size for all folds and for the mixture of all images: scores of different sizes do not compare.
+    fewest = min(some, *(len(fitted) for fitted, _ in folds))
+    size = _size(_n_ordinary(fewest, trimmed), n_pixels)
 
     def fitted_to(rows: Tensor) -> ImageMixture:
         chosen = rows[:some].to(device)
         filled = fill(model, images.values[chosen], images.observed[chosen])
-        return _fit_mixture(filled.double(), seed, trimmed)
+        return _fit_mixture(filled.double(), *size, seed, trimmed)
 
-    folds = _folds(n, seed)
     mixtures, scores, masks, held = [], [], [], []
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -203,19 +207,29 @@ def _folds(n: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     return [(torch.cat([p for p in parts if p is not part]), part) for part in parts]
 
 
+def _n_ordinary(n: int, trimmed: float) -> int:
+    return max(2, int((1 - trimmed) * n))
+
+
+def _size(n: int, n_pixels: int) -> tuple[int, int]:
+    """Latents and components that so many images tell of."""
+    k = max(1, min(_LATENTS, n_pixels // 4, n // 4))
+    return k, max(1, min(_COMPONENTS, n // _ROWS_PER_COMPONENT))
+
+
 def _ordinary(filled: Tensor, strangeness: Tensor, trimmed: float) -> Tensor:
-    return filled[strangeness.argsort()[: max(2, int((1 - trimmed) * len(filled)))]]
+    return filled[strangeness.argsort()[: _n_ordinary(len(filled), trimmed)]]
 
 
-def _fit_mixture(filled: Tensor, seed: int, trimmed: float = 0.0, most: int = _COMPONENTS) -> ImageMixture:
+def _fit_mixture(filled: Tensor, k: int, n_components: int, seed: int, trimmed: float = 0.0) -> ImageMixture:
     if trimmed:
         # Strange images that are like one another find a component, even a latent, of their own: the first to go are
         # those far from the median image, and one component ranks all images again.
-        one = _fit_mixture(_ordinary(filled, (filled - filled.median(0).values).square().sum(1), trimmed), seed, most=1)
+        far = (filled - filled.median(0).values).square().sum(1)
+        one = _fit_mixture(_ordinary(filled, far, trimmed), k, 1, seed)
         latents, left = one.parts(filled, torch.ones_like(filled, dtype=torch.bool))
         filled = _ordinary(filled, torch.stack([-latents, left]).argsort(1).argsort(1).sum(0), trimmed)
     n, n_pixels = filled.shape
-    k = max(1, min(_LATENTS, n_pixels // 4, n // 4))
     center = filled.mean(0)
     centred = filled - center
     directions = randomized_svd(centred.cpu().numpy(), k, random_state=seed)[2]
@@ -223,7 +237,6 @@ def _fit_mixture(filled: Tensor, seed: int, trimmed: float = 0.0, most: int = _C
     z = centred @ basis
     noise = (centred - z @ basis.T).square().sum() / max(n * (n_pixels - k), 1)
     unit = z.square().mean().sqrt().clamp(min=1e-6)
-    n_components = max(1, min(most, n // _ROWS_PER_COMPONENT))
     observed = torch.ones_like(z, dtype=torch.bool)
     mixture = fit_mixture(z / unit, observed, n_components, min(_RANK, max(1, k - 1)), _FLOOR, seed=seed)
     stacked = Mixture(mixture.log_weight.unsqueeze(0), Linear(*(p.unsqueeze(0).contiguous() for p in mixture.linear)))
