@@ -413,6 +413,15 @@ def test_networks_mlp_takes_pixels_as_columns(digits, holed):
     assert imputer.anomaly_score(holed).shape == (40,)
 
 
+def test_networks_mlp_leaves_pixels_that_it_never_saw(digits):
+    X = digits[:30].astype(float)
+    X[:, 0, 3] = np.nan
+    with pytest.warns(UserWarning, match=r"Pixels without any observed value are not modelled: 1\."):
+        imputer = VAEImputer(image_shape=(8, 8), networks="mlp", random_state=0).fit(X)
+    X[:, 4, 4] = np.nan
+    assert_array_equal(np.isnan(imputer.transform(X)).sum(0), 30 * np.eye(64)[3].reshape(8, 8))
+
+
 def test_memory_mapped_images(digits, short, tmp_path):
     np.save(tmp_path / "x.npy", digits[:80])
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")

@@ -95,6 +95,9 @@ class BaseVAE(BaseEstimator, ABC):
             x, o = torch.as_tensor(values, device=device), torch.as_tensor(observed, device=device)
             return Images(x, o, encoder.shape, encoder.kind, encoder.n_levels)
         columns = np.flatnonzero(self.modelled_)
+        if isinstance(encoder, ImageEncoder) and (n_empty := len(self.modelled_) - len(columns)):
+            what = f'Pixels without any observed value are not modelled: {n_empty}. networks="auto" fills them.'
+            warnings.warn(what, UserWarning, stacklevel=4)
         return Table(
             torch.as_tensor(values[:, columns], device=device),
             torch.as_tensor(observed[:, columns], device=device),
@@ -165,7 +168,8 @@ class BaseVAE(BaseEstimator, ABC):
         Returns
         -------
         float
-            Nats of the observed cells of a row, for numbers as densities per unit of the column.
+            Nats of the observed cells of a row, for numbers as densities per unit of the column. A detector of images
+            fills holes first, and takes the density of the whole image under its mixture.
 
         Examples
         --------
@@ -195,9 +199,10 @@ class BaseVAE(BaseEstimator, ABC):
         Returns
         -------
         ndarray of shape (n,)
-            Higher is stranger; a row with nothing observed is unremarkable. For an imputer, the negative log-likelihood
-            in standard deviations from what rows with the same cells observed have; for a detector the surprise: minus
-            the log of the share of ordinary rows, with about as many cells observed, that are at least as strange.
+            Higher is stranger; a row with nothing observed is unremarkable. For an imputer of tables, the negative
+            log-likelihood in standard deviations from what rows with the same cells observed have; for a detector, and
+            for images, the surprise: minus the log of the share of ordinary rows, with about as many cells observed,
+            that are at least as strange.
 
         Raises
         ------
@@ -227,7 +232,8 @@ class BaseVAE(BaseEstimator, ABC):
         table of shape (n, D)
             ``-log p(x_j | rest of the row)`` with the cell hidden, in nats, and made comparable between columns: the
             imputer takes off what an ordinary cell of the column scores, the detector half of what the cell would score
-            if it were wrong. NaN where X has a hole. Container and index as X has them.
+            if it were wrong. Of images, both hide the pixel's tile, and take off what an ordinary pixel there scores.
+            NaN where X has a hole. Container and index as X has them.
 
         Raises
         ------
