@@ -1,6 +1,11 @@
 """Options and skips for the whole suite: ``pytest --device cuda``, and no GPU test where there is no GPU."""
 
+import os
+
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: two threads beside another process wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):
