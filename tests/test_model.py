@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from vaeimpute import linear
+from vaeimpute import fitting, linear
 from vaeimpute.fitting import MIN_ROWS, Table, fit_table
 from vaeimpute.inference import (
     cell_log_density,
@@ -23,7 +23,7 @@ from vaeimpute.inference import (
 )
 from vaeimpute.likelihoods import LIKELIHOODS, CellSpec
 from vaeimpute.model import JointVAE, ModelConfig
-from vaeimpute.training import Check, Clock, Plan, fit_model, held_out_error
+from vaeimpute.training import Check, Clock, Plan, fit_model, held_out_misses
 
 F64 = torch.float64
 KINDS = ("numeric", "numeric", "positive", "count", "ordinal", "categorical", "boolean")
@@ -281,14 +281,14 @@ def test_the_best_look_at_the_held_out_cells_is_kept(trial, learning_rate):
     seen = observed & ~held_out
     check = Check(values, seen, held_out, noise)
     with torch.no_grad():
-        before = held_out_error(model, check)
+        before = held_out_misses(model, check)
         start = {key: value.clone() for key, value in model.state_dict().items()}
         plan = Plan(100, 32, learning_rate, (2, 2), patience=10, check_every=20)
     fit = fit_model(model, values, seen, check, [plan], clock=Clock())
     with torch.no_grad():
-        after = held_out_error(model, check)
-    torch.testing.assert_close(after, fit.errors)
-    assert fit.history[0]["error"] == pytest.approx(before.sum().item() / held_out.sum().item())
+        after = held_out_misses(model, check)
+    torch.testing.assert_close(after, fit.misses)
+    assert fit.history[0]["error"] == pytest.approx(before.square().sum().item() / held_out.sum().item())
     errors = {record["step"]: record["relative_error"] for record in fit.history}
     assert errors[0] == pytest.approx(1.0)
     if fit.steps:  # a real gain, and none was better
@@ -317,13 +317,22 @@ def test_a_budget_spent_between_two_looks_ends_the_training(trial):
     assert fit.history[-1]["step"] < 1000
 
 
-def test_the_error_is_that_of_the_answers(trial):
+def test_misses_are_those_of_the_answers(trial):
     model, values, observed, held_out, noise = trial
     seen = observed & ~held_out
     with torch.no_grad():
-        ours = held_out_error(model, Check(values, seen, held_out, noise))
+        ours = held_out_misses(model, Check(values, seen, held_out, noise))
         miss = model.answers(values.expand(2, -1, -1), seen, noise) - values
-    torch.testing.assert_close(ours, torch.where(held_out, miss, 0).square().sum(1))
+    torch.testing.assert_close(ours, torch.where(held_out, miss, 0))
+
+
+@pytest.mark.parametrize(("n", "expected"), [(500, 256 / 257), (5000, 2 / 3)])
+def test_shares_of_the_readings(n, expected):
+    """Errors of s and 2 s, opposite in sign: the least error is where they cancel, and few rows do not look for it."""
+    miss = torch.ones(2, 40_000, 2) * torch.tensor([1.0, 0.0])  # nobody asked for the second column
+    asked = torch.tensor([80_000, 0])
+    shares = fitting._shares(miss, -2 * miss, torch.arange(2), asked, n)
+    torch.testing.assert_close(shares, torch.tensor([expected, 0.5]), rtol=2e-3, atol=0)
 
 
 def test_the_rate_warms_up_and_falls():

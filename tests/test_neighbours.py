@@ -11,7 +11,7 @@ from vaeimpute.likelihoods import CellSpec
 from vaeimpute.linear import Linear, conditional, fit_linear
 from vaeimpute.model import ConditionalVAE, ModelConfig
 from vaeimpute.neighbours import HEADS, Neighbours
-from vaeimpute.training import Check, Clock, Plan, fit_model, held_out_error
+from vaeimpute.training import Check, Clock, Plan, fit_model, held_out_misses
 
 F64 = torch.float64
 M, H, B, N, F = 3, len(HEADS), 7, 30, 5
@@ -178,7 +178,7 @@ def test_a_step_is_found():
     check = Check(values, ~held_out, held_out, latent_noise(model, 2))
     plans = [Plan(250, 64, 0.1, check_every=100), Plan(0, 1, 1.0)]
     fit = fit_model(model, values, check.seen, check, plans, clock=Clock())
-    assert fit.errors.sum() < 0.3 * miss.square().sum()
+    assert fit.misses.square().sum() < 0.3 * miss.square().sum()
     assert [record["step"] for record in fit.history] == [0, 100, 200, 250]
     with torch.no_grad():
-        torch.testing.assert_close(held_out_error(model, check), fit.errors)
+        torch.testing.assert_close(held_out_misses(model, check), fit.misses)

@@ -39,6 +39,7 @@ MIN_ROWS = 40  # below, the linear model alone answers
 _BANK_ROWS = 8192  # training rows that vote on a cell
 _CHECK_ROWS = 1000  # of the rows with held-out cells, so that a look stays cheap
 _CHECK_CELLS = 60_000  # wide tables have many cells in a row
+_STACKED, _PRIOR_CELLS = 2000, 100  # rows from which the readings' shares are fitted, and cells that the prior is worth
 _EM_ROWS = 20_000  # a linear model does not improve with more
 _FEWEST_STEPS = 50
 _COST = 6e11  # floating-point operations of one training: ten to twenty seconds on a laptop's core
@@ -141,7 +142,8 @@ def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> 
 
     joint = train(JointVAE, "joint", specs[0], share=0.45)
     conditional = train(ConditionalVAE, "conditional", specs[1], share=0.85)
-    share = _shares(joint.fit.errors.sum(0), conditional.fit.errors.sum(0))
+    columns, n_asked = joint.model.likelihoods.answer_columns, held_out[:, rows].sum((0, 1))
+    share = _shares(joint.fit.misses, conditional.fit.misses, columns, n_asked, len(values))
     continuous = torch.tensor([spec.family == "gaussian" for spec in specs[0]], device=values.device)
     spread = _spread(joint.model, conditional.model, share, values, observed, held_out, continuous)
     for trained in (joint, conditional):
@@ -196,14 +198,26 @@ class _LinearStart:
         return stacked, Folds(self.fold_rows, folds) if folds else None
 
 
-def _shares(joint: Tensor, conditional: Tensor) -> Tensor:
-    """Share of the joint reading per column, (D,), from the held-out squared errors; one half where none was asked.
+def _shares(joint: Tensor, conditional: Tensor, columns: Tensor, n_asked: Tensor, n: int) -> Tensor:
+    """Share of the joint reading per column, (D,), from what both miss on held-out cells, (M, n, A).
 
     Inversely to the fourth power of the error: close to an even average where both do as well, which is safest on small
-    tables, and close to a choice where one is clearly better.
+    tables, and close to a choice where one is clearly better. Large tables can afford the share with the least squared
+    error (stacking, Breiman 1996), with the former as a prior. One half where nothing was asked.
     """
-    ratio = (joint / conditional.clamp(min=1e-30)) ** 4
-    return torch.where(joint + conditional > 0, 1 / (1 + ratio), 0.5)
+
+    def sums(products: Tensor) -> Tensor:
+        return products.new_zeros(len(n_asked)).index_add_(0, columns, products.sum((0, 1)))
+
+    of_joint, of_conditional = sums(joint.square()), sums(conditional.square())
+    ratio = (of_joint / of_conditional.clamp(min=1e-30)) ** 4
+    prior = torch.where(of_joint + of_conditional > 0, 1 / (1 + ratio), 0.5)
+    if n < _STACKED:
+        return prior
+    apart = sums((conditional - joint).square())
+    believed = _PRIOR_CELLS * apart / n_asked.clamp(min=1)
+    best = (sums((conditional - joint) * conditional) + believed * prior) / (apart + believed).clamp(min=1e-30)
+    return torch.where(apart > 0, best.clamp(0, 1), prior)
 
 
 def _spread(

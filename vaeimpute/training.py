@@ -81,19 +81,19 @@ class Check(NamedTuple):
     one_unit: bool = False
 
 
-def held_out_error(model: Reading, check: Check) -> Tensor:
-    """Squared error of the answers on held-out cells, summed per column: (M, D)."""
+def held_out_misses(model: Reading, check: Check) -> Tensor:
+    """Answers on held-out cells less the truth, (M, n, A); zero elsewhere."""
     values, seen, asked, noise, _ = check
-    M, n, D = seen.shape
-    total = values.new_zeros(M, D)
+    M, n, _ = seen.shape
+    columns = model.likelihoods.answer_columns
+    misses = values.new_zeros(M, n, len(columns))
     chunk = max(1, 2**22 // model.cells_per_row(len(noise)))
     for start in range(0, n, chunk):
         rows = slice(start, start + chunk)
         x = values[rows].expand(M, -1, -1)
         miss = model.answers(x, seen[:, rows], noise) - model.likelihoods.targets(x)
-        counts = asked[:, rows].index_select(-1, model.likelihoods.answer_columns)
-        total.index_add_(-1, model.likelihoods.answer_columns, torch.where(counts, miss, 0).square().sum(1))
-    return total
+        misses[:, rows] = torch.where(asked[:, rows].index_select(-1, columns), miss, 0)
+    return misses
 
 
 class Clock:
@@ -124,13 +124,13 @@ class Fit(NamedTuple):
     ----------
     steps : int
         Steps of the last stage up to the weights that were kept.
-    errors : Tensor of shape (M, D)
-        Held-out squared error per column.
+    misses : Tensor of shape (M, n, A)
+        Answers on held-out cells less the truth; zero elsewhere.
     history : list of dict
     """
 
     steps: int
-    errors: Tensor
+    misses: Tensor
     history: list[dict]
 
 
@@ -169,26 +169,32 @@ def fit_model(
         Receives each record of the history.
     """
     n_asked = max(int(check.asked.sum()), 1)
+    columns = model.likelihoods.answer_columns
     model.remember(seen)
     history: list[dict] = []
 
+    def errors_of(misses: Tensor) -> Tensor:
+        """Squared error per column, (D,)."""
+        return misses.new_zeros(check.asked.shape[-1]).index_add_(0, columns, misses.square().sum((0, 1)))
+
     def look(step: int) -> tuple[float, Tensor]:
-        """Error per column, and relative to the start, averaged over columns: outlying cells must not decide alone."""
+        """Error relative to the start, averaged over columns (outlying cells must not decide alone), and the misses."""
         with torch.no_grad():
-            errors = held_out_error(model.eval(), check)
-        begin = first if history else errors.sum(0)
+            misses = held_out_misses(model.eval(), check)
+        errors = errors_of(misses)
+        begin = first if history else errors
         weight = begin if check.one_unit else (begin > 0).to(begin)
-        ratio = errors.sum(0) / begin.clamp(min=1e-12)
+        ratio = errors / begin.clamp(min=1e-12)
         relative = ((ratio * weight).sum() / weight.sum()).item() if weight.any() else 1.0
         pooled = errors.sum().item() / n_asked
         history.append({"step": step, "error": pooled, "relative_error": relative, "seconds": clock.seconds()})
-        return relative, errors
+        return relative, misses
 
-    relative, errors = look(0)
-    first = errors.sum(0)
+    relative, misses = look(0)
+    first = errors_of(misses)
     kept_steps, done = 0, 0
     for stage, plan in zip(model.stages(), plans, strict=True):
-        before = relative, errors, 0, _copies(stage.parameters)
+        before = relative, misses, 0, _copies(stage.parameters)
         best = before
         loop = _Loop(model, stage, plan)
         try:
@@ -208,11 +214,11 @@ def fit_model(
             clock.interrupted = True
         if best[0] > (1 - _MIN_GAIN) * before[0]:  # as good as noise: an exactly linear table keeps the exact answer
             best = before
-        relative, errors, kept_steps, parameters = best
+        relative, misses, kept_steps, parameters = best
         _restore(stage.parameters, parameters)
         done += plan.steps
     model.eval()
-    return Fit(kept_steps, errors, history)
+    return Fit(kept_steps, misses, history)
 
 
 def refit_model(
