@@ -4,6 +4,7 @@ import datetime
 import re
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ CSV = """id,age,ok,city,weight
 class FakeImputer:
     """Stands in for VAEImputer where the question is what the command line does around it."""
 
+    encoder_ = SimpleNamespace(schema=SimpleNamespace(columns=()))
     made: list = []  # noqa: RUF012 (emptied by the fixture)
 
     def __init__(self, **params):
@@ -130,6 +132,35 @@ def test_save_then_use_the_model(folder, fake):
     succeeds("impute in.csv -o b.csv --model m.safetensors")
     assert fake.made[1].params == {"loaded": folder.joinpath("m.safetensors").relative_to(folder)}
     succeeds("score in.csv -o c.csv --model m.safetensors")
+
+
+def test_present_cells_of_a_csv_stay_as_written(folder, fake):
+    (folder / "in.csv").write_text('zip,price,id,x\n00501,1.50,,5.13e+00\n,2.25,9223372036854775809,\n"01001",,7,1\n')
+    assert "Filled 4 of 12 cells" in succeeds("impute in.csv -o out.csv")
+    assert [str(dtype) for dtype in fake.made[0].dtypes] == ["string", "Float64", "string", "Float64"]
+    lines = (folder / "out.csv").read_text().splitlines()
+    assert lines[1] == "00501,1.50,9223372036854775809,5.13e+00"
+    assert lines[2:] == ["00501,2.25,9223372036854775809,5.13", "01001,1.5,7,1"]
+
+
+def test_a_model_meets_its_own_types_in_other_files(folder):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=36)
+    pd.DataFrame({"a": x, "b": x + 1, "ok": x > 0}).to_csv("in.csv", index=False)
+    succeeds("impute in.csv -o first.csv --save m.safetensors")
+    (folder / "new.csv").write_text("a,b,ok\n,1.25,\n,0.25,\n")
+    succeeds("impute new.csv -o empty.csv --model m.safetensors")
+    filled = pd.read_csv("empty.csv")
+    assert (filled["a"] % 1 != 0).all()
+    assert filled["ok"].dtype == bool
+    (folder / "whole.csv").write_text("a,b,ok\n1,,True\n2,,False\n,0.3,\n")
+    succeeds("impute whole.csv -o whole_out.csv --model m.safetensors")
+    assert pd.read_csv("whole_out.csv")["a"].iloc[2] % 1 != 0
+
+
+def test_other_separators_are_named(folder):
+    (folder / "in.csv").write_text("a;b\n1;2\n3;\n")
+    assert "separated by ';'; want commas" in run("impute in.csv -o out.csv").output
 
 
 def test_parquet_keeps_types_and_index(folder, fake):

@@ -161,6 +161,38 @@ def test_p_values_of_ordinary_rows_are_uniform(holed, holes):
     assert kstest(p, "uniform").statistic < 1.95 * (1 / 400 + 1 / 130) ** 0.5
 
 
+def test_p_values_are_uniform_beside_classes_in_single_precision():
+    def table(seed):
+        rng = np.random.default_rng(seed)
+        codes = rng.integers(0, 3, 400)
+        return pd.DataFrame({"x": rng.normal(size=400) + codes, "word": pd.Categorical.from_codes(codes, list("abc"))})
+
+    p = VAEOutlierDetector(random_state=0).fit(table(0)).p_values(table(1))
+    assert kstest(p, "uniform").pvalue > 0.01
+
+
+def test_one_gross_error_does_not_hide_the_others():
+    X = np.concatenate([rows(385, 5), strange(15, 6) + 4])
+    truth = np.arange(400) >= 385
+    X[0, 0] = 1e5
+    scores = detector(contamination=0.05).fit(X).anomaly_score(X)
+    assert scores[0] == scores.max()
+    assert roc_auc_score(truth[1:], scores[1:]) > 0.95
+
+
+@pytest.mark.parametrize("n", [7, 15, 40])
+def test_of_few_rows_few_are_flagged(n):
+    flagged = [(detector(random_state=s).fit(rows(n, s)).predict(rows(200, s + 50)) == -1).mean() for s in range(4)]
+    assert np.mean(flagged) < 0.25
+
+
+def test_a_nearly_empty_column_of_a_long_table():
+    X = np.random.default_rng(0).normal(size=(9000, 3))
+    X[2:, 2] = np.nan
+    for robust in (False, True):
+        assert np.isfinite(detector(robust=robust).fit(X).anomaly_score(X[:5])).all()
+
+
 def test_selected_rows_keep_the_false_discovery_rate():
     model = detector().fit(rows(1000, 0))
     false = []

@@ -12,6 +12,7 @@ from sklearn.datasets import load_wine
 
 from vaeimpute import VAEImputer
 from vaeimpute.cli import main
+from vaeimpute.images import fitting
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -34,6 +35,14 @@ def folder(tmp_path, monkeypatch):
 def short_fits(monkeypatch):
     """What is shown must run; how well it then fits is for other tests."""
     monkeypatch.setitem(VAEImputer.__init__.__kwdefaults__, "time_budget", 3)
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Images by steps, not by seconds: on a slow machine there would be too few."""
+    monkeypatch.setitem(VAEImputer.__init__.__kwdefaults__, "time_budget", None)
+    for name, value in (("_PASSES", 5), ("_FEWEST_STEPS", 100), ("_WIDTHS", (16, 16))):
+        monkeypatch.setattr(fitting, name, value)
 
 
 def test_readme_python_blocks_run_in_order(folder):
@@ -65,7 +74,9 @@ def test_readme_names_only_files_that_exist():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
-def test_example_draws_its_picture(script, folder, monkeypatch, capsys):
+def test_example_draws_its_picture(script, folder, monkeypatch, capsys, request):
+    if script.stem == "images":
+        request.getfixturevalue("few_steps")
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("Agg")
     monkeypatch.setattr(sys, "argv", [str(script), "picture.png"])

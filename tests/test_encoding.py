@@ -247,7 +247,7 @@ def test_positive_numbers_stay_positive():
     assert encoder.schema.kinds == (Kind.POSITIVE,)
     values, _ = encoder.encode(X)
     np.testing.assert_allclose(encoder.build(values), X)
-    assert encoder.build(np.full((1, 1), -99.0))[0, 0] == X.min()
+    assert encoder.build(np.full((1, 1), -99.0))[0, 0] == X.min() / 2
     strange, seen = encoder.encode(np.array([[0.0], [-5.0]]))  # not an error: a strange cell
     assert seen.all()
     assert (strange < values.min()).all()
@@ -449,3 +449,14 @@ def test_complete_table_comes_back_as_a_new_table(table):
     again = encoder.fill(filled, *encoder.encode(filled))
     assert cells(again) == cells(filled)
     assert again is not filled or isinstance(filled, pa.Table)  # which nobody can change
+
+
+def test_real_numbers_may_lie_beyond_those_that_were_seen():
+    """Unless a value repeats at the end of the range, or zero is in between; counts may not."""
+    x = np.linspace(1.0, 5.0, 40)
+    table = pd.DataFrame({"real": x, "limited": np.minimum(x, 4), "count": np.arange(40), "signed": x - 3})
+    encoder = TableEncoder.fit(table)
+    far = np.array([[99.0] * 4, [-99.0] * 4])
+    np.testing.assert_allclose(encoder.build(far), [[7, 4, 39, 4], [0, 0, 0, -4]])
+    observed = encoder.encode(table)[1]
+    assert encoder.fill(table, np.full(table.shape, 99.0), observed).equals(table)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +112,7 @@ def impute(
     frame = _read(table)
     with _plain_messages():
         imputer = _load_or_fit(model, frame, seed, time_budget, verbose)
+        frame = _like_model(frame, imputer) if model is not None else frame
         if n_imputations is None:
             filled = [imputer.impute(frame)]
         else:
@@ -120,8 +121,8 @@ def impute(
             imputer.save(save)
             click.echo(f"Saved the model to {save}")
     for path, result in zip(outputs, filled, strict=True):
-        _write(result, path)
-    n_holes = int(frame.isna().sum().sum())
+        _write(result, path, (table, frame))
+    n_holes = int((frame.isna() & filled[0].notna()).sum().sum())
     where = str(outputs[0]) if len(outputs) == 1 else f"{outputs[0]} ... {outputs[-1].name}"
     click.echo(f"Filled {n_holes} of {frame.size} cells: {where}")
 
@@ -155,6 +156,7 @@ def score(
     frame = _read(table)
     with _plain_messages():
         imputer = _load_or_fit(model, frame, seed, time_budget, verbose)
+        frame = _like_model(frame, imputer) if model is not None else frame
         if cells:
             scores = pd.DataFrame(
                 np.asarray(imputer.cell_anomaly_score(frame), dtype=float), frame.index, frame.columns
@@ -291,15 +293,46 @@ def _read(path: Path) -> pd.DataFrame:
         if path.suffix.lower() == ".csv":
             # The nullable types keep a column with holes an integer or a boolean one, so that 3 is not written as 3.0,
             # and a saved model meets the same dtypes in the next file, whichever of its columns have holes.
-            frame = _with_dates(pd.read_csv(path, dtype_backend="numpy_nullable"))
+            frame = pd.read_csv(path, dtype_backend="numpy_nullable")
+            text = _text_of(path)
+            if frame.shape == text.shape:
+                for name in frame.select_dtypes("number"):
+                    if text[name].str.fullmatch(r"\s*[+-]?0\d+\s*").any():  # no number: a zip code, an identifier
+                        frame[name] = text[name].where(frame[name].notna()).astype("string")
+                for name in frame.select_dtypes("string"):  # '' beside integers that are too large for pandas
+                    frame[name] = frame[name].mask(frame[name] == "")
+            frame = _with_dates(frame)
         else:
             frame = _read_parquet(path)
     except ValueError as error:  # what pandas and pyarrow raise for a broken file
         raise click.ClickException(f"Cannot read '{path}': {str(error).strip()}") from error
     if path.suffix.lower() == ".csv" and not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first fields
         raise click.ClickException(f"Cannot read '{path}': its rows have more fields than its header has names.")
+    if path.suffix.lower() == ".csv" and frame.shape[1] == 1 and (found := set(frame.columns[0]) & set(";\t|")):
+        raise click.ClickException(f"'{path}' seems to be separated by {found.pop()!r}; want commas. Convert it first.")
     if frame.empty:
         raise click.ClickException(f"'{path}' holds no table: {len(frame)} rows, {frame.shape[1]} columns.")
+    return frame
+
+
+def _text_of(path: Path) -> pd.DataFrame:
+    """A CSV file's cells as they are written; '' where there is nothing."""
+    import pandas as pd
+
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _like_model(frame: pd.DataFrame, imputer: VAEImputer) -> pd.DataFrame:
+    """Columns that were read as another type than in the model's own file, as all empty or all whole ones may be."""
+    import pandas as pd
+
+    frame = frame.copy()
+    for column in imputer.encoder_.schema.columns:
+        read = frame.dtypes.get(column.name)
+        if read is None or str(read) == column.dtype or "(" in column.dtype:
+            continue
+        if frame[column.name].isna().all() or (pd.api.types.is_integer_dtype(read) and column.dtype == "Float64"):
+            frame[column.name] = frame[column.name].astype(column.dtype)
     return frame
 
 
@@ -327,11 +360,19 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _write(frame: pd.DataFrame, path: Path) -> None:
-    if path.suffix.lower() == ".csv":
-        frame.to_csv(path, index=False)
-    else:
+def _write(frame: pd.DataFrame, path: Path, present: tuple[Path, pd.DataFrame] | None = None) -> None:
+    """`present`: the file that was filled, and what was read from it; its own cells are written as they stand there."""
+    import pandas as pd
+
+    if path.suffix.lower() != ".csv":
         frame.to_parquet(path)
+        return
+    if present is not None and present[0].suffix.lower() == ".csv":
+        text = _text_of(present[0])
+        if text.shape == frame.shape:
+            ours = pd.read_csv(StringIO(frame.to_csv(index=False)), dtype=str, keep_default_na=False)
+            frame = text.where(present[1].notna(), ours)
+    frame.to_csv(path, index=False)
 
 
 def _require_pyarrow(path: Path) -> None:
@@ -350,9 +391,6 @@ def _load_or_fit(
 
     if model is not None:
         return VAEImputer.load(model)
-    if verbose:  # without rich, progress is logged
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("vaeimpute").setLevel(logging.INFO)
     click.echo(f"Fitting {len(frame)} rows x {frame.shape[1]} columns")
     start = time.perf_counter()
     imputer = VAEImputer(time_budget=time_budget, random_state=seed, verbose=int(verbose)).fit(frame)

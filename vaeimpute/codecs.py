@@ -13,6 +13,7 @@ from vaeimpute.schema import Cells, Column, Kind, dtype_family, label
 __all__ = ["CODECS", "Codec", "can_hold", "was"]
 
 FARTHEST = 1e6  # standard deviations; none of n training cells is farther than sqrt(n), so this only bounds new cells
+_FEW = 20  # cells; fewer say little of what lies beyond them
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 RESOLUTIONS = (86400.0, 3600.0, 60.0, 1.0, 1e-3, 1e-6, 1e-9)  # seconds
 
@@ -30,7 +31,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
-        """Inverse of `encode`, kept inside what was seen in training: float64, timedelta64 or objects, shape (n,)."""
+        """Inverse of `encode`, kept inside what the column can hold: float64, timedelta64 or objects, shape (n,)."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class NumberCodec(Codec):
         wrong[cells.present] = ~self.allowed(numbers)
         cells.refuse(wrong, kind, self.needs, f"Pass kinds={{{cells.name!r}: 'numeric'}} to keep them.")
         center, scale = _moments(np.log(numbers) if self.logarithm else numbers)
-        low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
-        state: dict[str, Any] = {"center": center, "scale": scale, "minimum": low, "maximum": high}
-        state["integer"] = self.whole or cells.integer or cells.boolean
+        integer = self.whole or cells.integer or cells.boolean
+        low, high = _bounds(numbers, self.logarithm, real=not integer and "decimal" not in cells.dtype.lower())
+        state: dict[str, Any] = {"center": center, "scale": scale, "minimum": low, "maximum": high, "integer": integer}
         return Column(cells.name, kind, cells.dtype, n_observed=numbers.size, **state)
 
     def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
@@ -196,6 +197,27 @@ def _moments(numbers: NDArray) -> tuple[float, float]:
         return float(numbers.min()), 1.0
     unit = (numbers / 2 - low) / span  # in [0, 1]
     return float(2 * (low + unit.mean() * span)), float(2 * unit.std() * span)
+
+
+def _bounds(numbers: NDArray, logarithm: bool, real: bool) -> tuple[float, float]:
+    """What the column can hold, as far as its cells tell: the observed range, real numbers half as far again.
+
+    Where cells are missing because of what else stands in the row, those that are hidden may lie beyond all that are
+    seen. A value that is reached more than once is taken for a limit, though, and so is zero.
+    """
+    if not numbers.size:
+        return 0.0, 0.0
+    low, high = float(numbers.min()), float(numbers.max())
+    if not real or numbers.size < _FEW:
+        return low, high
+    reach = high / 2 - low / 2  # halves never overflow
+    largest = (float(np.finfo(dtype).max) for dtype in (np.float16, np.float32, np.float64))
+    limit = next(number for number in largest if number >= max(high, -low))  # the column may be no wider
+    if (numbers == low).sum() == 1:
+        low = low / 2 if logarithm else max(low - reach, 0.0 if low >= 0 else -limit)
+    if (numbers == high).sum() == 1:
+        high = min(high + reach, limit)
+    return low, high
 
 
 def _ticks(times: NDArray) -> tuple[NDArray[np.int64], int]:

@@ -42,8 +42,10 @@ class Corruption(NamedTuple):
     log_new: Tensor
 
     @classmethod
-    def fit(cls, values: Tensor, observed: Tensor, n_levels: Sequence[int]) -> Corruption:
+    def fit(cls, values: Tensor, observed: Tensor, n_levels: Sequence[int], some: Tensor | None = None) -> Corruption:
         """Learn from cells (n, D); `n_levels` is 0 for numbers.
+
+        Only rows `some` are looked at, but where a column has too few cells in them.
 
         Examples
         --------
@@ -54,7 +56,10 @@ class Corruption(NamedTuple):
         """
         atoms, weights, lists, new = [], [], [], []
         for j, levels in enumerate(n_levels):
-            x = values[observed[:, j], j]
+            rows = observed[:, j].nonzero().squeeze(-1)
+            if some is not None and observed[some, j].sum() >= _ATOMS:
+                rows = some[observed[some, j]]
+            x = values[rows, j]
             if levels:
                 share = torch.bincount(x.long(), minlength=levels)[:levels] / max(len(x), 1)
                 atoms.append(torch.arange(levels).to(x))

@@ -35,10 +35,12 @@ from vaeimpute.scoring import RowCalibration
 
 FLOOR = 0.05  # smallest noise variance of a standardised column
 N_FOLDS = 4
-_MIN_ROWS = 8  # below, one member sees all rows
+_MIN_ROWS, _MIN_CHOICE = 4, 8  # below, one member sees all rows; one component and one factor are enough
+_REACH = 30.0  # standard deviations that a cell is away at most when a robust fit begins
 _EM_ROWS = 8000  # of a member
 _BANK = 4096  # rows that can be neighbours
 _NEIGHBOURS = 3
+_SAME = 1e-10  # squared distance per feature of two copies of a row: classes are not exact in single precision
 _MANY_NEIGHBOURS = 20  # where some may be outliers
 _BULK = 0.8  # share of the rows that can be neighbours then
 _NARROW = 1e-3  # half an interquartile range that says nothing: most cells of the column are equal
@@ -137,13 +139,14 @@ def fit_density(
     likelihoods = ColumnLikelihoods(specs, log_scale_floor=-10.0).to(table.values.device, torch.float64)
     x, o = likelihoods.features(table.values.double()), table.observed[:, likelihoods.feature_columns]
     floor = likelihoods.noise_floor().to(x).clamp(min=FLOOR)
+    x = x.clamp(-_REACH, _REACH) if trimmed else x
     n, n_members = len(x), N_FOLDS if len(x) >= _MIN_ROWS else 1
     order = torch.as_tensor(rng.permutation(n), device=x.device)
     fold = torch.empty_like(order)
     fold[order] = torch.arange(n, device=x.device) % n_members
     some = order[:_EM_ROWS]
     n_components, rank = 1, 1
-    if n_members > 1:
+    if n >= _MIN_CHOICE:
         components = _FEW if trimmed else N_COMPONENTS
         n_components, rank = choose_mixture(x[some], o[some], fold[some] == 0, floor, components=components, seed=seed)
     fits = []
@@ -156,7 +159,7 @@ def fit_density(
     if trimmed:
         rows = rows[_ordinary(x[rows], o[rows], fits[0][0], margins)]
     bank = _filled(x[rows], o[rows], fits[0][0])
-    corruption = Corruption.fit(table.values[some].to(dtype), table.observed[some], table.n_levels)
+    corruption = Corruption.fit(table.values.to(dtype), table.observed, table.n_levels, some)
     likelihoods, mixture, cell_mixture = likelihoods.to(dtype), mixture.to(dtype), cell_mixture.to(dtype)
     density = Density(likelihoods, mixture, cell_mixture, bank.to(dtype), margins.to(dtype), corruption, trimmed > 0)
     return density, _calibrate(density, table, fold, rng), False
@@ -279,7 +282,7 @@ def _distances(bank: Tensor, x: Tensor, observed: Tensor, k: int) -> Tensor:
     candidates = (terms @ features.T).topk(min(k + 1, len(bank)), largest=False).indices
     way = torch.where(observed.unsqueeze(1), bank[candidates] - x.unsqueeze(1), 0)  # not a difference of large numbers
     nearest = way.square().sum(-1).sort(-1).values
-    same = (nearest[:, :1] == 0) & (len(bank) > 1)
+    same = (nearest[:, :1] <= _SAME * o.sum(1, keepdim=True)) & (len(bank) > 1)
     return torch.where(same, nearest.roll(-1, 1), nearest)[:, : min(k, max(1, len(bank) - 1))].sqrt()
 
 

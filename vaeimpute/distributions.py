@@ -11,15 +11,19 @@ from torch import Tensor
 from torch import distributions as dist
 
 _FEW = 8  # numbers in a row
+_BESIDE = 8.0  # nats by which a value is less likely that is one step from the nearest level
 _OUTSIDE = -1e4  # log-density of the histogram beyond its bins: finite, so that no gradient is NaN
 
 
 class LevelDistribution(dist.Distribution):
-    """Distribution over the values ``points`` (C, N) with `logits` (..., C, N)."""
+    """Distribution over the values ``points`` (C, N), at least `step` (C,) apart, with `logits` (..., C, N).
 
-    def __init__(self, logits: Tensor, points: Tensor, cuts: Tensor) -> None:
+    A value beside them has the probability of the nearest, and less the farther it is from it.
+    """
+
+    def __init__(self, logits: Tensor, points: Tensor, cuts: Tensor, step: Tensor) -> None:
         self.logits = by_level(torch.log_softmax, logits)
-        self.points, self.cuts = points, cuts
+        self.points, self.cuts, self.step = points, cuts, step
         super().__init__(logits.shape[:-1], validate_args=False)
 
     @property
@@ -27,7 +31,9 @@ class LevelDistribution(dist.Distribution):
         return (self.logits.exp() * self.points).sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return pick(self.logits, bin_of(value, self.cuts))
+        index = bin_of(value, self.cuts)
+        beside = (value - pick(self.points.expand(*index.shape, -1), index)) / self.step
+        return pick(self.logits, index) - (_BESIDE * beside.square()).clamp(max=-_OUTSIDE)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         index = draw_index(self.logits.expand(*sample_shape, *self.logits.shape))

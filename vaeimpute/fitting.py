@@ -19,7 +19,7 @@ from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, is_discrete
 from vaeimpute.linear import FLOORS, Linear, choose_linear, fit_linear
 from vaeimpute.model import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
 from vaeimpute.neighbours import HEADS
-from vaeimpute.training import Check, Clock, Fit, Folds, Plan, fit_model, refit_model
+from vaeimpute.training import Check, Clock, Fit, Folds, Plan, fit_model, refit_model, seeded
 
 # Kind of a column -> family in the joint and in the conditional reading. A number with few distinct values becomes
 # "levels" in both. (Kinds are strings: the model knows no tables.)
@@ -40,6 +40,7 @@ _BANK_ROWS = 8192  # training rows that vote on a cell
 _CHECK_ROWS = 1000  # of the rows with held-out cells, so that a look stays cheap
 _CHECK_CELLS = 60_000  # wide tables have many cells in a row
 _STACKED, _PRIOR_CELLS = 2000, 100  # rows from which the readings' shares are fitted, and cells that the prior is worth
+_ALIKE = 0.05  # squared difference of both answers, in squared errors, that says little
 _EM_ROWS = 20_000  # a linear model does not improve with more
 _FEWEST_STEPS = 50
 _COST = 6e11  # floating-point operations of one training: ten to twenty seconds on a laptop's core
@@ -97,10 +98,8 @@ def fit_table(
     interrupted : bool
         Whether Ctrl-C ended the training early.
     """
-    device = table.values.device
     clock = Clock(time_budget or math.inf)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return _fit(table, dtype, clock, on_check)
 
 
@@ -173,7 +172,7 @@ class _LinearStart:
             likelihoods.features(table.values[rows].double())[:, order],
             table.observed[rows][:, columns],
         )
-        hidden, floor = held_out[:, rows][..., columns], likelihoods.noise_floor()[order].double()
+        hidden, floor = held_out[:, rows][..., columns], likelihoods.noise_floor().to(order.device)[order].double()
         weight = 1 / torch.bincount(columns)[columns].double()
         at_most = floor.clamp(min=FLOORS[0])
         self.rank, chosen = choose_linear(features, observed, hidden[0], at_most, weight=weight)
@@ -215,7 +214,8 @@ def _shares(joint: Tensor, conditional: Tensor, columns: Tensor, n_asked: Tensor
     if n < _STACKED:
         return prior
     apart = sums((conditional - joint).square())
-    believed = _PRIOR_CELLS * apart / n_asked.clamp(min=1)
+    # Where both say nearly the same, as of a linear table, only noise would choose between them.
+    believed = _PRIOR_CELLS * (apart + _ALIKE * of_conditional) / n_asked.clamp(min=1)
     best = (sums((conditional - joint) * conditional) + believed * prior) / (apart + believed).clamp(min=1e-30)
     return torch.where(apart > 0, best.clamp(0, 1), prior)
 
@@ -236,7 +236,8 @@ def _spread(
     One for levels and classes, whose draws must stay what they are.
     """
     n_rows = max(100, min(1000, 10_000 // values.shape[1]))  # wide tables have many cells in a row
-    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)[:n_rows]
+    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)
+    rows = rows[torch.randperm(len(rows), device=rows.device)[:n_rows]]
     spread = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
     columns = continuous.nonzero().squeeze(-1)
     asked = held_out[:, rows][..., columns]

@@ -90,7 +90,7 @@ def impute(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
 def draw(ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
     """Proper draws of the hidden cells, (n_draws, n, D), from PyTorch's global generator.
 
-    Each draw of a row picks a member and one of its latents by importance weight, then samples the likelihood; the
+    Each draw picks a member, and for each row one of its latents by importance weight, then samples the likelihood; the
     reading is picked per column, with one uniform number per row, so that cells of one reading stay coherent.
     Numbers are spread around their mean by the ensemble's calibrated factor.
     """
@@ -105,14 +105,17 @@ def draw(ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int) -> 
 
 
 def _drawn(model: Reading, values: Tensor, observed: Tensor, n_draws: int) -> Tensor:
-    """Draws of every cell by one reading, (n_draws, n, D), each row's by a member picked at random."""
+    """Draws of every cell by one reading, (n_draws, n, D).
+
+    All rows of a draw come from one member, picked at random: what members disagree about is not averaged away.
+    """
+    member = torch.randint(model.n_members, (n_draws,), device=values.device)
+    draw = torch.arange(n_draws, device=values.device)
     parts = [
-        _draw_chunk(model, *_for_members(model, values[rows], observed[rows]), n_draws)
+        _draw_chunk(model, *_for_members(model, values[rows], observed[rows]), n_draws)[draw, member]
         for rows in _chunks(model, len(values), max(len(latent_noise(model)), n_draws))
     ]
-    samples = torch.cat(parts, 2)  # (n_draws, M, n, D)
-    member = torch.randint(samples.shape[1], (n_draws, 1, samples.shape[2], 1), device=values.device)
-    return samples.take_along_dim(member, 1).squeeze(1)
+    return torch.cat(parts, 1)
 
 
 @torch.no_grad()
@@ -150,26 +153,34 @@ def log_evidence(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor
 
 @torch.no_grad()
 def cell_log_density(
-    ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int | None = None, n_passes: int | None = None
+    ensemble: Ensemble,
+    values: Tensor,
+    observed: Tensor,
+    n_draws: int | None = None,
+    n_passes: int | None = None,
+    order: Tensor | None = None,
 ) -> Tensor:
     """``log p(x_j | the other observed cells)``, (n, D), of the joint reading; zero where the cell is not observed.
 
     Each cell is hidden in turn and the row encoded again: a pass that saw the cell would excuse it. With fewer passes
-    than columns, several columns are hidden at a time.
+    than columns, several columns are hidden at a time: every `n_passes`-th of each row's own `order` (n, D).
     """
     out = torch.zeros_like(values)
+    if order is None:
+        order = torch.arange(values.shape[1], device=values.device).expand(values.shape)
     model = ensemble.joint
     noise = latent_noise(model, n_draws)
     n_passes = n_passes or values.shape[1]
     for first in range(n_passes):
-        hidden = torch.arange(first, values.shape[1], n_passes, device=values.device)
-        rest = observed.index_fill(1, hidden, False)
+        hidden = order[:, first::n_passes]  # (n, H)
+        rest = observed.scatter(1, hidden, False)
         for rows in _chunks(model, len(values), len(noise)):
             x, o = _for_members(model, values[rows], rest[rows])
             params, log_w = model.draws(x, o, noise)
-            log_px = model.likelihoods.log_prob(params, x.unsqueeze(1))[..., hidden]  # (M, K, B, hidden)
+            log_px = model.likelihoods.log_prob(params, x.unsqueeze(1))
+            log_px = log_px.take_along_dim(hidden[rows].expand(*log_px.shape[:2], -1, -1), -1)  # (M, K, B, H)
             log_p = torch.logsumexp(log_w.log_softmax(1).unsqueeze(-1) + log_px, 1)
-            out[rows, first::n_passes] = torch.logsumexp(log_p, 0) - math.log(len(log_p))
+            out[rows] = out[rows].scatter(1, hidden[rows], torch.logsumexp(log_p, 0) - math.log(len(log_p)))
     return torch.where(observed, out, 0)
 
 

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +135,7 @@ class Levels(Likelihood):
     grid: Tensor  # (C, N)
     cuts: Tensor  # (C, N - 1)
     mask: Tensor  # (C, N)
+    step: Tensor  # (C,)
 
     def __init__(self, specs: Sequence[CellSpec], log_scale_floor: float) -> None:
         super().__init__()
@@ -144,6 +146,8 @@ class Levels(Likelihood):
         self.register_buffer("grid", points, persistent=False)
         self.register_buffer("cuts", cuts, persistent=False)
         self.register_buffer("mask", torch.where(valid, 0.0, _IMPOSSIBLE), persistent=False)
+        step = [min((b - a for a, b in pairwise(s.points)), default=1.0) for s in specs]
+        self.register_buffer("step", torch.tensor(step, dtype=points.dtype), persistent=False)
 
     @classmethod
     def fit(cls, x: Tensor, n_levels: int) -> CellSpec:
@@ -152,7 +156,7 @@ class Levels(Likelihood):
         return CellSpec("levels", tuple(levels.tolist()), tuple(cuts.tolist()))
 
     def forward(self, params: Tensor) -> dist.Distribution:
-        return LevelDistribution(params, self.grid, self.cuts)
+        return LevelDistribution(params, self.grid, self.cuts, self.step)
 
     def features(self, values: Tensor) -> Tensor:
         return values

@@ -149,7 +149,7 @@ def fit_linear(
     n_iter : int
         Largest number of sweeps.
     tol : float
-        Stop when no noise variance or reconstruction weight moves by more than this in a sweep.
+        Stop when no noise variance or offset moves by more than this in a sweep.
 
     Returns
     -------

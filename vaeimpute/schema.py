@@ -58,7 +58,8 @@ class Column:
         Mean and standard deviation of the observed numbers (of their logarithms when POSITIVE, in seconds when
         DATETIME). 0 and 1 for levels; scale is 1 for constant columns.
     minimum, maximum : float
-        The observed range in the user's units; in seconds counted from ``center`` when DATETIME (a double cannot hold
+        What the column can hold in the user's units: the observed range, and half as far again of real numbers that
+        do not repeat at its end; in seconds counted from ``center`` when DATETIME (a double cannot hold
         today's date in nanoseconds); the first and last code for levels. 0 and 0 when nothing was observed.
     integer : bool
         Whether cells must come back as whole numbers.
@@ -367,7 +368,7 @@ def read_cells(series: nw.Series, name: Any, missing_values: Any) -> Cells:
     dtype = dtype_text(native_dtype(series))
     match dtype_family(dtype):
         case "integer" | "float" | "boolean" as family:
-            data = np.asarray(series.cast(nw.Float64).to_numpy(), dtype=np.float64)
+            data = _as_floats(series, dtype)
             present = ~np.isnan(data)
             if family != "boolean" and _is_number(missing_values):
                 present &= data != float(missing_values)
@@ -388,6 +389,13 @@ def read_cells(series: nw.Series, name: Any, missing_values: Any) -> Cells:
         raise ValueError(f"Complex data not supported: column {name!r} has dtype {dtype}.")
     wanted = "want numbers, booleans, text, categories, dates or durations. Convert it, or drop it."
     raise TypeError(f"Column {name!r} has dtype {dtype}; {wanted}")
+
+
+def _as_floats(series: nw.Series, dtype: str) -> NDArray[np.float64]:
+    """Numbers as doubles, the nearest ones to integers beyond 2**53 (which Arrow would refuse)."""
+    if series.implementation.is_pyarrow() or dtype.startswith("ArrowDtype("):
+        return np.asarray(series.to_arrow().cast("float64", safe=False).to_numpy(zero_copy_only=False))
+    return np.asarray(series.cast(nw.Float64).to_numpy(), dtype=np.float64)
 
 
 def _read_objects(series: nw.Series, missing_values: Any) -> tuple[NDArray, NDArray[np.bool_]]:

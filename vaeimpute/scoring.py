@@ -147,10 +147,11 @@ class RowCalibration:
         return out
 
     def quantile(self, level: float) -> float:
-        """Surprise that a share `level` of the ordinary rows stays below: nats."""
+        """Surprise that a share `level` of new ordinary rows stays below: nats. (Of few rows it is the largest.)"""
         everyone = np.ones(len(self.member), dtype=bool)
         ordinary = self._combined_ordinary(everyone)
-        return float(surprise(ordinary, np.quantile(ordinary, level)))
+        n = self.weight.sum()
+        return float(surprise(ordinary, np.quantile(ordinary, min(1.0, level * (n + 1) / n))))
 
     def p_values(self, combined: NDArray, observed: NDArray) -> NDArray:
         """Conformal p-values (n,) of combined scores (M, n).
@@ -247,7 +248,9 @@ def calibrate(ensemble: Ensemble, values: Tensor, observed: Tensor, seed: int) -
     n_passes = min(values.shape[1], _SURPRISE_PASSES)
     affordable = int(_SURPRISE_CELLS / (n_passes * ensemble.joint.cells_per_row(_SURPRISE_DRAWS)))
     few = slice(0, max(20, min(_SURPRISE_ROWS, affordable)))
-    log_density = inference.cell_log_density(ensemble, values[few], observed[few], _SURPRISE_DRAWS, n_passes)
+    # Columns that are hidden together are others in every row: two that tell one another must not always be.
+    order = torch.as_tensor(rng.random(values[few].shape).argsort(1), device=values.device)
+    log_density = inference.cell_log_density(ensemble, values[few], observed[few], _SURPRISE_DRAWS, n_passes, order)
     surprise = column_surprise(log_density.double().cpu().numpy(), observed[few].cpu().numpy())
     rate = rng.uniform(0, 0.8, (len(rows), 1)) * (rng.random((len(rows), 1)) < 0.75)
     kept = observed & torch.as_tensor(rng.random(observed.shape) >= rate).to(observed.device)

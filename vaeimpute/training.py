@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,6 +95,17 @@ def held_out_misses(model: Reading, check: Check) -> Tensor:
         miss = model.answers(x, seen[:, rows], noise) - model.likelihoods.targets(x)
         misses[:, rows] = torch.where(asked[:, rows].index_select(-1, columns), miss, 0)
     return misses
+
+
+_GENERATOR = threading.RLock()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed PyTorch's generators for a while; afterwards they are as before. One thread at a time: they are shared."""
+    with _GENERATOR, torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 class Clock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -25,6 +26,8 @@ from vaeimpute.images.encoding import ImageEncoder, bounded, pixel_shape
 from vaeimpute.images.fitting import Images
 from vaeimpute.images.pixels import PIXELS, Pixels
 from vaeimpute.schema import Column
+
+_MANY, _UNLIKE = 50, 0.8  # values of a column of classes, and the share of different ones that makes it an identifier
 
 
 class BaseVAE(BaseEstimator, ABC):
@@ -265,7 +268,8 @@ class BaseVAE(BaseEstimator, ABC):
 
         Raises
         ------
-        NotFittedError, OSError
+        NotFittedError, OSError, TypeError
+            TypeError if the names of the columns are neither text nor numbers.
 
         Examples
         --------
@@ -279,6 +283,10 @@ class BaseVAE(BaseEstimator, ABC):
         """
         check_is_fitted(self)
         tensors, header = learned_state(self._what_was_learned())
+        try:
+            json.dumps(header["encoder"])
+        except TypeError as error:
+            raise TypeError(f"Column names must be text or numbers to be saved ({error}). Rename them.") from error
         persistence.save(path, tensors, header | {"class": type(self).__name__, "params": plain_params(self)})
 
     @classmethod
@@ -336,13 +344,17 @@ class BaseVAE(BaseEstimator, ABC):
 
 
 def _report_poor(columns: tuple[Column, ...], stacklevel: int) -> None:
-    """Say which columns have too few values to learn from; refuse a table of nothing but holes."""
+    """Say which columns have too few values to learn from, or too many; refuse a table of nothing but holes."""
     empty = [column.name for column in columns if column.n_observed == 0]
     single = [column.name for column in columns if column.n_observed == 1]
     if len(empty) == len(columns):
         raise ValueError("X has no observed value in any column: there is nothing to learn from.")
     if empty:
         what = f"Columns without any observed value are not modelled: {empty}."
+        warnings.warn(what, UserWarning, stacklevel=stacklevel)
+    unlike = [c.name for c in columns if c.n_observed >= _MANY and c.n_levels > _UNLIKE * c.n_observed]
+    if unlike:
+        what = f"Columns of classes where nearly every value is another one cannot be filled well: {unlike}. Drop them."
         warnings.warn(what, UserWarning, stacklevel=stacklevel)
     if single:
         what = f"Columns with a single observed value can only repeat it: {single}."

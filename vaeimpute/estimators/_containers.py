@@ -105,10 +105,11 @@ def selected(X: Any, positions: NDArray, flags: Mapping[str, NDArray], wanted: s
     if taken:
         raise ValueError(f"add_indicator would replace columns of X that have the same names: {taken}. Rename them.")
     new = [nw.new_series(name, flag, nw.Boolean, backend=frame.implementation) for name, flag in flags.items()]
-    names = frame.columns
-    frame = frame.select(*(names[j] for j in positions)).with_columns(
-        *(nw.from_native(_indexed(series.to_native(), frame), series_only=True) for series in new)
-    )
+    frame = frame[:, positions.tolist()]  # by position: names need not be strings
+    if new:
+        frame = frame.with_columns(
+            *(nw.from_native(_indexed(series.to_native(), frame), series_only=True) for series in new)
+        )
     if wanted == "pandas":
         return frame.to_pandas()
     return frame.to_polars() if wanted == "polars" else _to_array(frame)

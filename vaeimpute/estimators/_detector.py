@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from vaeimpute import detection
 from vaeimpute.columns import ColumnLikelihoods
+from vaeimpute.encoding import TableEncoder
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._plots import as_columns, draw_images, draw_rows
 from vaeimpute.estimators._state import LEARNED
@@ -387,15 +388,22 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         said = self.encoder_.fill(X, expected, ~observed)
         return draw_rows(as_columns(X), as_columns(said), cells, shown, self.encoder_.names, ax)
 
+    @property
+    def _is_robust(self) -> bool:
+        return self.contamination != "auto" if self.robust == "auto" else bool(self.robust)
+
+    def _new_encoder(self, X: Any) -> TableEncoder | ImageEncoder:
+        encoder = super()._new_encoder(X)
+        return encoder.robust(X) if self._is_robust and isinstance(encoder, TableEncoder) else encoder
+
     def _learn(self, data: Table | Images, seed: int) -> bool:
         n = len(data.values)
         if n < 2:
             raise ValueError("VAEOutlierDetector needs at least two rows to compare, but got n_samples = 1.")
-        robust = self.contamination != "auto" if self.robust == "auto" else self.robust
         options = {
             "seed": seed,
             "dtype": getattr(torch, self.dtype),
-            "trimmed": detection.trimmed_share(n) if robust else 0.0,
+            "trimmed": detection.trimmed_share(n) if self._is_robust else 0.0,
         }
         core: Any = images if isinstance(data, Images) else detection
         self.density_, self.row_calibration_, interrupted = core.fit_density(data, **options)

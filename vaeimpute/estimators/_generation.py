@@ -14,8 +14,9 @@ from sklearn.utils.validation import check_is_fitted
 from vaeimpute import inference
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._containers import repeated
-from vaeimpute.estimators._running import seeded
+from vaeimpute.estimators._running import draw_seed
 from vaeimpute.inference import Ensemble
+from vaeimpute.training import seeded
 
 
 class GenerativeVAE(BaseVAE):
@@ -61,7 +62,7 @@ class GenerativeVAE(BaseVAE):
         check_is_fitted(self)
         n_samples = positive("n_samples", n_samples)
         if given is None:
-            with seeded(random_state, self.ensemble_.share.device):
+            with seeded(draw_seed(random_state)):
                 rows = inference.sample(self.ensemble_, n_samples)
             return self.encoder_.build(self._drawn(rows))
         given, values, observed = self._encoded(given)
@@ -167,7 +168,7 @@ class GenerativeVAE(BaseVAE):
         x, o = self._tensors(values, observed)
         rows = ~o.all(1)
         draws = x.repeat(n_draws, 1, 1)
-        with seeded(random_state, x.device):
+        with seeded(draw_seed(random_state)):
             if rows.any():
                 draws[:, rows] = inference.draw(self.ensemble_, x[rows], o[rows], n_draws)
         return draws

@@ -55,15 +55,6 @@ def draw_seed(random_state: Any) -> int:
 
 
 @contextmanager
-def seeded(random_state: Any, device: torch.device) -> Iterator[None]:
-    """Seed PyTorch's generators for a while; afterwards they are as before."""
-    seed = draw_seed(random_state)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
 def progress(verbose: int) -> Iterator[OnCheck]:
     """Show the checks of a fit: a rich progress bar where rich is installed, lines on stderr otherwise, or nothing."""
     if not verbose:

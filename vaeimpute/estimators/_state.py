@@ -16,6 +16,7 @@ from vaeimpute.encoding import TableEncoder
 from vaeimpute.images import detection as images
 from vaeimpute.images.encoding import ImageEncoder
 from vaeimpute.scoring import MaskCalibration, RowCalibration
+from vaeimpute.training import seeded
 
 # What a fit of either estimator sets besides its core; each adds its own names of plain values, arrays and parts.
 LEARNED = ("n_features_in_", "feature_names_in_", "encoder_", "modelled_", "had_holes_")
@@ -69,7 +70,7 @@ def from_learned_state(tensors: Mapping[str, NDArray], header: Mapping, device: 
     """The inverse of `learned_state`, on any device."""
     learned: dict[str, Any] = {name: tensors[name] for name in _ARRAYS if name in tensors}
     learned["encoder_"] = (TableEncoder if "schema" in header["encoder"] else ImageEncoder).from_json(header["encoder"])
-    with torch.random.fork_rng(devices=[]):  # PyTorch draws weights for a new module, before these take their place
+    with seeded(0):  # PyTorch draws weights for a new module, before these take their place
         for name in _PARTS.keys() & header.keys():
             prefix = f"{name}/"
             arrays = {key.removeprefix(prefix): array for key, array in tensors.items() if key.startswith(prefix)}

@@ -24,7 +24,7 @@ from vaeimpute.images.pixels import Pixels
 from vaeimpute.linear import Linear
 from vaeimpute.mixture import Mixture, fit_mixture, log_evidence
 from vaeimpute.scoring import RowCalibration, column_surprise
-from vaeimpute.training import Clock
+from vaeimpute.training import Clock, seeded
 
 _LATENTS, _COMPONENTS, _RANK = 64, 8, 12
 _ROWS_PER_COMPONENT = 200
@@ -135,8 +135,7 @@ def fit_density(
         Share of the strangest images to leave out of the mixture, where some may be outliers.
     """
     device = images.values.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed):
         fitted, held = (rows.to(device) for rows in split(len(images.values), seed))
         seen = images._replace(values=images.values[fitted], observed=images.observed[fitted])
         clock = Clock()
@@ -182,8 +181,7 @@ def fit_rows(
         return _fit_mixture(filled.double(), *size, seed, trimmed)
 
     mixtures, scores, masks, held = [], [], [], []
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for fitted, rows in folds:
             mixtures.append(fitted_to(fitted))
             twice = rows.to(device).repeat(2)

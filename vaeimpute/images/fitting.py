@@ -13,7 +13,7 @@ from vaeimpute.images.model import ConditionalImageVAE, ImageConfig, ImageVAE, J
 from vaeimpute.images.networks import map_sizes
 from vaeimpute.images.smoothing import smoothest
 from vaeimpute.inference import Ensemble, latent_noise
-from vaeimpute.training import Check, Clock, Fit, Plan, fit_model
+from vaeimpute.training import Check, Clock, Fit, Plan, fit_model, seeded
 
 _WIDTHS, _HIDDEN, _LATENT = (48, 96), 256, 32
 _DEPTH: dict[type[ImageVAE], int] = {JointImageVAE: 1, ConditionalImageVAE: 2}
@@ -53,8 +53,7 @@ def fit_images(
     """Fit both readings to images; the parameters and what is returned are those of `fitting.fit_table`."""
     device = images.values.device
     clock = Clock(time_budget or math.inf)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed):
         held = Held.choose(images)
         joint, first = train(JointImageVAE, "joint", images, held, dtype, clock, on_check, share=0.3)
         conditional, second = train(ConditionalImageVAE, "conditional", images, held, dtype, clock, on_check)
