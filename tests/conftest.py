@@ -5,7 +5,7 @@ import os
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: two threads beside another process wait for each other
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"
 
 
 def pytest_addoption(parser):
