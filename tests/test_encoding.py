@@ -173,7 +173,9 @@ def test_numbers_of_any_size(numbers, value):
     np.testing.assert_array_equal(observed, ~np.isnan(X))
     np.testing.assert_array_equal(encoder.fill(X, values, observed)[observed], X[observed])
     new = encoder.build(np.array([[value]]))[0, 0]
-    assert (np.nanmin(X) <= new <= np.nanmax(X)) if observed.any() else new == 0
+    low, high = (np.nanmin(X), np.nanmax(X)) if observed.any() else (0, 0)
+    reach = high / 2 - low / 2 if observed.sum() >= 20 else 0  # of many numbers, others may lie beyond
+    assert low - reach <= new <= high + reach
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
