@@ -120,8 +120,11 @@ def impute(
         if save is not None:
             imputer.save(save)
             click.echo(f"Saved the model to {save}")
+    present = _text_of(table) if table.suffix.lower() == ".csv" else None
+    if present is not None:
+        present = present.where(frame.notna()) if present.shape == frame.shape else None
     for path, result in zip(outputs, filled, strict=True):
-        _write(result, path, (table, frame))
+        _write(result, path, present)
     n_holes = int((frame.isna() & filled[0].notna()).sum().sum())
     where = str(outputs[0]) if len(outputs) == 1 else f"{outputs[0]} ... {outputs[-1].name}"
     click.echo(f"Filled {n_holes} of {frame.size} cells: {where}")
@@ -315,7 +318,7 @@ def _read(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _text_of(path: Path) -> pd.DataFrame:
+def _text_of(path: Path | StringIO) -> pd.DataFrame:
     """A CSV file's cells as they are written; '' where there is nothing."""
     import pandas as pd
 
@@ -360,18 +363,13 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _write(frame: pd.DataFrame, path: Path, present: tuple[Path, pd.DataFrame] | None = None) -> None:
-    """`present`: the file that was filled, and what was read from it; its own cells are written as they stand there."""
-    import pandas as pd
-
+def _write(frame: pd.DataFrame, path: Path, present: pd.DataFrame | None = None) -> None:
+    """`present`: text of the cells that a CSV file gets as they stood in the one that was filled; null elsewhere."""
     if path.suffix.lower() != ".csv":
         frame.to_parquet(path)
         return
-    if present is not None and present[0].suffix.lower() == ".csv":
-        text = _text_of(present[0])
-        if text.shape == frame.shape:
-            ours = pd.read_csv(StringIO(frame.to_csv(index=False)), dtype=str, keep_default_na=False)
-            frame = text.where(present[1].notna(), ours)
+    if present is not None:
+        frame = present.where(present.notna(), _text_of(StringIO(frame.to_csv(index=False))))
     frame.to_csv(path, index=False)
 
 

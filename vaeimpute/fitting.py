@@ -19,7 +19,7 @@ from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, is_discrete
 from vaeimpute.linear import FLOORS, Linear, choose_linear, fit_linear
 from vaeimpute.model import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
 from vaeimpute.neighbours import HEADS
-from vaeimpute.training import Check, Clock, Fit, Folds, Plan, fit_model, refit_model, seeded
+from vaeimpute.training import Check, Clock, Fit, Folds, Plan, fit_model, refit_model, seeded, summed_per_column
 
 # Kind of a column -> family in the joint and in the conditional reading. A number with few distinct values becomes
 # "levels" in both. (Kinds are strings: the model knows no tables.)
@@ -206,7 +206,7 @@ def _shares(joint: Tensor, conditional: Tensor, columns: Tensor, n_asked: Tensor
     """
 
     def sums(products: Tensor) -> Tensor:
-        return products.new_zeros(len(n_asked)).index_add_(0, columns, products.sum((0, 1)))
+        return summed_per_column(products, columns, len(n_asked))
 
     of_joint, of_conditional = sums(joint.square()), sums(conditional.square())
     ratio = (of_joint / of_conditional.clamp(min=1e-30)) ** 4

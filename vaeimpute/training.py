@@ -97,6 +97,11 @@ def held_out_misses(model: Reading, check: Check) -> Tensor:
     return misses
 
 
+def summed_per_column(products: Tensor, columns: Tensor, n_columns: int) -> Tensor:
+    """What stands for each answer (M, n, A), whose columns are `columns` (A,), summed up for each column (D,)."""
+    return products.new_zeros(n_columns).index_add_(0, columns, products.sum((0, 1)))
+
+
 _GENERATOR = threading.RLock()
 
 
@@ -186,8 +191,7 @@ def fit_model(
     history: list[dict] = []
 
     def errors_of(misses: Tensor) -> Tensor:
-        """Squared error per column, (D,)."""
-        return misses.new_zeros(check.asked.shape[-1]).index_add_(0, columns, misses.square().sum((0, 1)))
+        return summed_per_column(misses.square(), columns, check.asked.shape[-1])
 
     def look(step: int) -> tuple[float, Tensor]:
         """Error relative to the start, averaged over columns (outlying cells must not decide alone), and the misses."""
