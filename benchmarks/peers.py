@@ -127,6 +127,7 @@ def missforest(X: pd.DataFrame, seed: int) -> pd.DataFrame:
     """
     random = np.random.RandomState(seed)
     forest = {"n_estimators": 100, "max_features": max(1, int(np.sqrt(X.shape[1]))), "random_state": random}
+    forest["n_jobs"] = joblib.effective_n_jobs(None)  # forests do not take it from the context by themselves
     is_class = ~X.columns.isin(numeric_columns(X))
     models = [RandomForestClassifier(**forest) if c else RandomForestRegressor(**forest) for c in is_class]
     holes = X.isna().to_numpy()

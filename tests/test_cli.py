@@ -163,6 +163,11 @@ def test_other_separators_are_named(folder):
     assert "separated by ';'; want commas" in run("impute in.csv -o out.csv").output
 
 
+def test_a_name_that_two_columns_have_is_refused(folder):
+    (folder / "in.csv").write_text("a,b,a\n1,2,3\n3,,4\n")
+    assert "several columns named 'a'. Rename them" in run("impute in.csv -o out.csv").output
+
+
 def test_parquet_keeps_types_and_index(folder, fake):
     frame = pd.DataFrame(
         {

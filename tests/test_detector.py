@@ -209,6 +209,18 @@ def test_select_refuses_other_rates(fitted, fdr):
         fitted.select(rows(5, 1), fdr=fdr)
 
 
+@pytest.mark.parametrize("n_cells", [0, -1, 1.5, "all"])
+def test_explain_refuses_other_counts(fitted, n_cells):
+    with pytest.raises(ValueError, match="n_cells must be a positive integer, got"):
+        fitted.explain(rows(5, 1), n_cells=n_cells)
+
+
+@pytest.mark.parametrize("threshold", ["5", None, np.nan])
+def test_repair_refuses_other_thresholds(fitted, threshold):
+    with pytest.raises(ValueError, match="threshold must be a number, got"):
+        fitted.repair(rows(5, 1), threshold=threshold)
+
+
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 

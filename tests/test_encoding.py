@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import warnings
+from decimal import Decimal
 
 import narwhals as nw
 import numpy as np
@@ -199,6 +200,35 @@ def test_whole_days_stay_whole_days():
     filled = encoder.fill(X, *encoder.encode(X))["d"]
     assert encoder.schema.columns[0].resolution == 86400
     assert filled[2].hour == 0
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", "datetime64[D]", "datetime64[h]", "timedelta64[m]"])
+def test_arrays_that_pandas_does_not_hold_come_back_as_they_were(dtype):
+    X = np.arange(12).reshape(4, 3).astype(dtype)
+    X[1, 2] = np.nan if X.dtype.kind == "f" else "NaT"
+    encoder = TableEncoder.fit(X)
+    values, observed = encoder.encode(X)
+    filled = encoder.fill(X, values, observed)
+    assert filled.dtype == X.dtype
+    np.testing.assert_array_equal(filled[observed], X[observed])
+    assert filled[1, 2].astype(float) == pytest.approx(7)  # the mean of 2, 8 and 11
+
+
+def test_objects_are_filled_with_objects_of_their_column():
+    X = pd.DataFrame(
+        {
+            "price": [Decimal("1.50"), Decimal("2.25"), None, Decimal("3")],
+            "at": [dt.time(9), dt.time(9), None, dt.time(17)],
+            "key": [b"a", None, b"a", b"b"],
+        },
+        dtype=object,
+    )
+    encoder = TableEncoder.fit(X)
+    values, observed = encoder.encode(X)
+    filled = encoder.fill(X, values, observed)
+    assert filled["price"].tolist() == [Decimal("1.50"), Decimal("2.25"), Decimal("2.25"), Decimal("3")]
+    assert filled["at"].tolist() == [dt.time(9), dt.time(9), dt.time(9), dt.time(17)]
+    assert filled["key"].tolist() == [b"a", b"a", b"a", b"b"]
 
 
 def test_kinds_of_a_mixed_frame():

@@ -9,7 +9,15 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from vaeimpute.linear import Linear
-from vaeimpute.mixture import Mixture, choose_mixture, fit_mixture, leave_one_out, log_evidence, log_joint
+from vaeimpute.mixture import (
+    Mixture,
+    choose_mixture,
+    fit_mixture,
+    leave_block_out,
+    leave_one_out,
+    log_evidence,
+    log_joint,
+)
 
 
 @pytest.fixture
@@ -76,6 +84,14 @@ def test_leave_one_out_does_not_see_the_cell(mixture, rows):
     changed[:, 2] += 7.0
     for one, two in zip(leave_one_out(x, o, mixture), leave_one_out(changed, o, mixture), strict=True):
         torch.testing.assert_close(one[..., 2], two[..., 2])
+
+
+def test_a_block_is_told_by_the_rest(mixture, rows):
+    x, o = rows
+    block = torch.tensor([1, 3])
+    rest = leave_one_out(x, o.index_fill(1, block, False), mixture)  # of a hole, the others are all that is known
+    for one, two in zip(leave_block_out(x, o, mixture, block), rest, strict=True):
+        torch.testing.assert_close(one, two[..., block])
 
 
 def clusters(n=600, holes=0.0):

@@ -309,10 +309,8 @@ def _read(path: Path) -> pd.DataFrame:
             frame = _read_parquet(path)
     except ValueError as error:  # what pandas and pyarrow raise for a broken file
         raise click.ClickException(f"Cannot read '{path}': {str(error).strip()}") from error
-    if path.suffix.lower() == ".csv" and not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first fields
-        raise click.ClickException(f"Cannot read '{path}': its rows have more fields than its header has names.")
-    if path.suffix.lower() == ".csv" and frame.shape[1] == 1 and (found := set(frame.columns[0]) & set(";\t|")):
-        raise click.ClickException(f"'{path}' seems to be separated by {found.pop()!r}; want commas. Convert it first.")
+    if path.suffix.lower() == ".csv":
+        _refuse_odd(path, frame)
     if frame.empty:
         raise click.ClickException(f"'{path}' holds no table: {len(frame)} rows, {frame.shape[1]} columns.")
     return frame
@@ -323,6 +321,19 @@ def _text_of(path: Path | StringIO) -> pd.DataFrame:
     import pandas as pd
 
     return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _refuse_odd(path: Path, frame: pd.DataFrame) -> None:
+    """Complain of a CSV file whose header pandas makes fit by itself, or does not understand."""
+    import pandas as pd
+
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first fields as an index
+        raise click.ClickException(f"Cannot read '{path}': its rows have more fields than its header has names.")
+    if frame.shape[1] == 1 and (found := set(frame.columns[0]) & set(";\t|")):
+        raise click.ClickException(f"'{path}' seems to be separated by {found.pop()!r}; want commas. Convert it first.")
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0]
+    if (twice := header[header.duplicated() & (header != "")]).any():  # pandas renames them
+        raise click.ClickException(f"'{path}' has several columns named {twice.iloc[0]!r}. Rename them.")
 
 
 def _like_model(frame: pd.DataFrame, imputer: VAEImputer) -> pd.DataFrame:

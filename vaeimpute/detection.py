@@ -28,6 +28,7 @@ from vaeimpute.mixture import (
     choose_mixture,
     chunks,
     fit_mixture,
+    leave_block_out,
     leave_one_out,
     log_evidence,
 )
@@ -335,10 +336,9 @@ def _cells(likelihoods: ColumnLikelihoods, mixture: Mixture, values: Tensor, obs
     mean, variance, log_weight = leave_one_out(x, o, mixture)
     log_weight = log_weight[..., _first_features(columns, values.shape[1])]  # (C, B, D)
     for j in torch.bincount(columns).gt(1).nonzero().squeeze(-1).tolist():  # the levels of a class tell one another
-        own = columns == j
-        rest = leave_one_out(x, o & ~own, mixture)
-        mean[..., own], variance[..., own] = rest.mean[..., own], rest.variance[..., own]
-        log_weight[..., j] = rest.log_weight[..., own][..., 0]
+        own = (columns == j).nonzero().squeeze(-1)
+        mean[..., own], variance[..., own], weight = leave_block_out(x, o, mixture, own)
+        log_weight[..., j] = weight[..., 0]
     params = likelihoods.base(mean, 0.5 * variance.log())
     log_px = likelihoods.log_prob(params, values)
     answers = (log_weight[..., answer_columns].exp() * likelihoods.answers(params)).sum(0)

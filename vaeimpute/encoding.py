@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from importlib import import_module
 from typing import Any
 
@@ -80,6 +81,19 @@ def _arrow_array(data: Any, dtype: Any) -> Any:
     pa = import_module("pyarrow")
     data = data.astype(np.int32) if pa.types.is_date32(dtype) and not isinstance(data, list) else data
     return pa.array(data, type=dtype) if isinstance(data, list) else pa.array(data).cast(dtype)
+
+
+def _as_objects(decoded: NDArray, series: nw.Series, hidden: NDArray[np.bool_]) -> NDArray:
+    """Decoded cells as objects of the types that the column holds: decimals, and levels that are no text (times)."""
+    present = np.fromiter(series.to_list(), dtype=object, count=len(series))[~hidden]
+    if decoded.dtype == object:
+        own = {label(cell): cell for cell in set(present)}
+        return np.fromiter((own.get(level, level) for level in decoded), dtype=object, count=len(decoded))
+    decimals = [cell for cell in present if isinstance(cell, Decimal)]
+    if not decimals:
+        return decoded
+    finest = Decimal(1).scaleb(min(int(cell.as_tuple().exponent) for cell in decimals))
+    return np.fromiter((Decimal(cell).quantize(finest) for cell in decoded), dtype=object, count=len(decoded))
 
 
 def _widen(series: nw.Series, levels: NDArray) -> nw.Series:
@@ -200,7 +214,8 @@ class TableEncoder:
         out = frame.to_native().to_numpy(copy=True)
         for name, (hidden, new) in filled.items():
             out[hidden, int(name[1:])] = new.to_native().to_numpy()[hidden]
-        return out
+        # pandas has neither foreign byte orders nor dates in days
+        return out.astype(X.dtype, copy=False) if isinstance(X, np.ndarray) and X.dtype.kind in "fmM" else out
 
     def _write(self, column: Column, series: nw.Series, values: NDArray, hidden: NDArray[np.bool_]) -> nw.Series:
         """The user's column with its hidden cells decoded."""
@@ -212,6 +227,8 @@ class TableEncoder:
                 raise TypeError(f"Column {column.name!r}: dtype {native_dtype(series)} is not fit. {was(column)}")
             return make_series(decoded, revive(column.dtype, container), container, column, n)
         series = _widen(series, decoded) if column.kind.has_levels else series
+        if dtype_family(dtype_text(native_dtype(series))) == "object":
+            decoded = _as_objects(decoded, series, hidden)
         new = make_series(decoded, native_dtype(series), container, column, n)
         return series.zip_with(nw.new_series("kept", ~hidden, nw.Boolean, backend=container), new)
 

@@ -301,8 +301,8 @@ def _network_plan(model: MaskedVAE, table: Table) -> Plan:
     n, has_classes = len(table.values), any(table.n_levels)
     patience = 5 if n < 500 else 8
     if isinstance(model, ConditionalVAE):
-        refit, check_every = (0.2, 50) if n < 2000 else (0.1, 100)
-        plan = Plan(200, 128, 2e-3, patience=2, refit=refit, check_every=check_every)
+        refit, patience, check_every = (0.2, 2, 50) if n < 2000 else (0.1, 1, 100)
+        plan = Plan(200, 128, 2e-3, patience=patience, refit=refit, check_every=check_every)
     elif has_classes:
         rate = 1e-3 if n < 1500 else 2e-3
         most, batch_size = 600 if n < 500 else 400, 64 if n < 2000 else 128

@@ -102,6 +102,25 @@ def leave_one_out(values: Tensor, observed: Tensor, mixture: Mixture) -> CellDen
     return CellDensity(mean, variance, (log_w - own).log_softmax(-3))
 
 
+def leave_block_out(values: Tensor, observed: Tensor, mixture: Mixture, block: Tensor) -> CellDensity:
+    """What the rest of its row says of each feature of a block (G,) whose features tell one another: (..., C, B, G).
+
+    Parameters
+    ----------
+    values, observed : Tensor of shape (B, F)
+    mixture : Mixture
+    block : int Tensor of shape (G,)
+    """
+    W, b, psi = mixture.linear
+    own = Linear(W.index_select(-2, block), b.index_select(-1, block), psi.index_select(-1, block))
+    rest = observed.index_fill(-1, block, False)
+    m, chol = posterior(values, rest, mixture.linear)
+    W_t = own.W.transpose(-1, -2)
+    explained = torch.linalg.solve_triangular(chol, W_t.unsqueeze(-3), upper=False).square().sum(-2)
+    log_w = log_joint(values, rest, mixture).log_softmax(-2).unsqueeze(-1)
+    return CellDensity(m @ W_t + own.b.unsqueeze(-2), own.psi.unsqueeze(-2) + explained, log_w.expand_as(explained))
+
+
 def _log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return -0.5 * ((x - mean).square() / variance + (2 * math.pi * variance).log())
 

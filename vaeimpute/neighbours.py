@@ -131,14 +131,16 @@ class Neighbours(nn.Module):
         of_bank = torch.cat([-0.5 * precision, scaled, 0.5 * ((width * precision).log() - scaled * bank)], -1)
         q = torch.where(kept, x, 0)
         of_row = torch.cat([q.square(), q, kept.to(x.dtype)], -1)
+        # One question may go to all members, but each may use other cells.
+        of_row = of_row.expand(max(len(of_row), len(known)), -1, -1)
+        scores = of_row.flatten(0, 1) @ of_bank.flatten(0, 1).T  # one product for all members and heads
+        scores = scores.view(*of_row.shape[:2], *of_bank.shape[:2])  # (M, B, H, N)
         # Neither a row itself nor one that knows nothing of what is asked may draw the weight to it.
+        nothing = torch.finfo(scores.dtype).min
         if rows is not None:
-            useless = rows.unsqueeze(-1) == self.numbers[voters]
+            member, row, place = (rows.unsqueeze(-1) == self.numbers[voters]).nonzero(as_tuple=True)
+            scores.detach()[member, row, :, place] = nothing  # detached: no gradient passes a weight of zero anyway
         else:
             useless = (~kept).to(x.dtype) @ known.transpose(-1, -2) < 0.5
-        of_row = of_row.expand(len(useless), -1, -1)  # one question to all, but each may use other cells
-        scores = of_row.flatten(0, 1) @ of_bank.flatten(0, 1).T  # one product for all members and heads
-        shape = (*of_row.shape[:2], *of_bank.shape[:2])  # (M, B, H, N)
-        # Detached: no gradient passes a weight of zero anyway.
-        scores.detach().view(shape).masked_fill_(useless.unsqueeze(2), torch.finfo(scores.dtype).min)
-        return torch.softmax(scores.view(shape), -1).transpose(1, 2)
+            scores.detach().masked_fill_(useless.unsqueeze(2), nothing)
+        return torch.softmax(scores, -1).transpose(1, 2)

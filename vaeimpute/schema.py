@@ -359,6 +359,7 @@ def _array_frame(X: Any) -> Any:
             "array.reshape(-1, 1) if it has a single feature or array.reshape(1, -1) if it contains a single sample."
         )
     array = array.astype(object) if array.dtype.kind in "US" else array  # fixed-width text cannot take a longer word
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     names = [f"x{j}" for j in range(array.shape[1])]
     return import_module("pandas").DataFrame(array, columns=names, dtype=array.dtype, copy=False)
 

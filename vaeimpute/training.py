@@ -210,8 +210,8 @@ def fit_model(
     first = errors_of(misses)
     kept_steps, done = 0, 0
     for stage, plan in zip(model.stages(), plans, strict=True):
-        before = relative, misses, 0, _copies(stage.parameters)
-        best = before
+        best = relative, misses, 0, _copies(stage.parameters)
+        enough = (1 - _MIN_GAIN) * relative  # less is as good as noise: an exactly linear table keeps the exact answer
         loop = _Loop(model, stage, plan)
         try:
             for begin in range(0, plan.steps, plan.check_every):
@@ -222,14 +222,12 @@ def fit_model(
                 with loop.averaged():
                     now = (*look(done + step), step, _copies(stage.parameters))
                 on_check(history[-1])
-                if now[0] < best[0]:
+                if now[0] < min(best[0], enough):
                     best = now
                 elif step - best[2] >= plan.patience * plan.check_every:
                     break
         except KeyboardInterrupt:
             clock.interrupted = True
-        if best[0] > (1 - _MIN_GAIN) * before[0]:  # as good as noise: an exactly linear table keeps the exact answer
-            best = before
         relative, misses, kept_steps, parameters = best
         _restore(stage.parameters, parameters)
         done += plan.steps

@@ -18,6 +18,7 @@ from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.encoding import TableEncoder
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._plots import as_columns, draw_images, draw_rows
+from vaeimpute.estimators._running import positive
 from vaeimpute.estimators._state import LEARNED
 from vaeimpute.fitting import Table
 from vaeimpute.images import detection as images
@@ -306,7 +307,8 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         Raises
         ------
         ValueError, TypeError
-            If X does not have the columns of the training table, or cells that they cannot hold.
+            If `threshold` is no number; if X does not have the columns of the training table, or cells that they cannot
+            hold.
 
         Examples
         --------
@@ -315,6 +317,8 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         array([[ 5, 10, 15],
                [ 5, 11, 15]])
         """
+        if not isinstance(threshold, Real) or np.isnan(threshold):
+            raise ValueError(f"threshold must be a number, got {threshold!r}.")
         X, expected, scores, observed = self._cells(X)
         return self.encoder_.fill(X, expected, ~(observed & (scores > threshold)) | ~self.modelled_)
 
@@ -336,7 +340,8 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         Raises
         ------
         ValueError, TypeError
-            If X does not have the columns of the training table, or cells that they cannot hold.
+            If `n_cells` is no positive integer; if X does not have the columns of the training table, or cells that
+            they cannot hold.
 
         Examples
         --------
@@ -346,6 +351,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
            row column  value  expected
         0    1     x1     80        11
         """
+        n_cells = positive("n_cells", n_cells)
         rows = self.anomaly_score(X)
         X, expected, scores, observed = self._cells(X)
         names = self.encoder_.names
@@ -376,9 +382,10 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
 
         Raises
         ------
-        ImportError
-            If matplotlib is not installed.
+        ImportError, ValueError
+            If matplotlib is not installed; if `n_rows` is no positive integer.
         """
+        n_rows = positive("n_rows", n_rows)
         shown = np.argsort(-self.anomaly_score(X), kind="stable")[:n_rows]
         X, expected, scores, observed = self._cells(X)
         cells = np.where(observed, scores, np.nan)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from vaeimpute import inference
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._containers import repeated
-from vaeimpute.estimators._running import draw_seed
+from vaeimpute.estimators._running import draw_seed, positive
 from vaeimpute.inference import Ensemble
 from vaeimpute.training import seeded
 
@@ -176,10 +175,3 @@ class GenerativeVAE(BaseVAE):
     def _drawn(self, cells: torch.Tensor) -> NDArray:
         """Drawn cells of the modelled columns (n, d) as an array of all columns (n, D)."""
         return self._all_columns(self._likelihoods.exact(cells))
-
-
-def positive(name: str, value: Any) -> int:
-    """The value, if it is a positive integer."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
-    return int(value)

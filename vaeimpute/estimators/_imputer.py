@@ -17,8 +17,8 @@ from vaeimpute import inference
 from vaeimpute.columns import ColumnLikelihoods
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._containers import selected
-from vaeimpute.estimators._generation import GenerativeVAE, positive
-from vaeimpute.estimators._running import progress
+from vaeimpute.estimators._generation import GenerativeVAE
+from vaeimpute.estimators._running import positive, progress
 from vaeimpute.estimators._state import CALIBRATED, IMAGES, LEARNED
 from vaeimpute.fitting import Table, fit_table
 from vaeimpute.images import detection as images

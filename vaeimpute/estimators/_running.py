@@ -1,4 +1,4 @@
-"""How an estimator runs its core: on which device, from which seed, and what is shown meanwhile."""
+"""How an estimator runs its core: on which device, from which seed, how often, and what is shown meanwhile."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -79,3 +80,10 @@ def progress(verbose: int) -> Iterator[OnCheck]:
 def _log(reading: str, record: dict, n_steps: int) -> None:
     step, error, seconds = record["step"], record["error"], record["seconds"]
     print(f"{reading}: step {step} of {n_steps}, held-out error {error:.4f}, {seconds:.1f} s", file=sys.stderr)
+
+
+def positive(name: str, value: Any) -> int:
+    """The value, if it is a positive integer."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    return int(value)
