@@ -112,6 +112,12 @@ def test_em_finds_the_clusters(holes):
     torch.testing.assert_close(mixture.log_weight.exp(), torch.full((2,), 0.5, dtype=torch.float64), atol=0.03, rtol=0)
 
 
+def test_fewer_distinct_rows_than_components():
+    x = torch.tensor([[0.0], [1.0]], dtype=torch.float64).repeat(20, 1)
+    mixture = fit_mixture(x, torch.ones_like(x, dtype=torch.bool), 4, rank=1)
+    assert torch.isfinite(log_evidence(x, torch.ones_like(x, dtype=torch.bool), mixture)).all()
+
+
 def test_em_does_not_look_into_holes():
     x, o, _ = clusters(holes=0.3)
     one, two = (fit_mixture(torch.where(o, x, hidden), o, 2, rank=1) for hidden in (0.0, 99.0))

@@ -159,7 +159,8 @@ def fit_mixture(
         return Mixture(start.b.new_zeros(1), Linear(*(p.unsqueeze(0) for p in start)))
     values = torch.where(observed, values, 0).double()
     filled = torch.where(observed, values, conditional(values, observed, start)[0])
-    labels = KMeans(n_components, n_init=2, random_state=seed).fit_predict(filled.cpu().numpy())
+    n_clusters = min(n_components, len(filled.unique(dim=0)))  # the other components start at the whole table's
+    labels = KMeans(n_clusters, n_init=2, random_state=seed).fit_predict(filled.cpu().numpy())
     clusters = [filled[labels == c] for c in range(n_components)]
     parts = [_principal(rows, start) for rows in clusters]
     linear = Linear(*(torch.stack(p) for p in zip(*parts, strict=True)))
@@ -177,7 +178,7 @@ def fit_mixture(
 
 def _principal(rows: Tensor, shared: Linear, pseudo: float = 2.0) -> Linear:
     """Mean, principal axes and noise of a cluster, drawn a little to those of the table."""
-    rank, b = shared.rank, rows.mean(0)
+    rank, b = shared.rank, rows.mean(0) if len(rows) else shared.b
     centred, weight = rows - b, 1 / (len(rows) + pseudo)
     padded = torch.cat([centred * weight**0.5, shared.W.T * (pseudo * weight) ** 0.5])  # its square is the covariance
     axes, scales, _ = torch.linalg.svd(padded.T, full_matrices=False)
@@ -239,8 +240,9 @@ def choose_mixture(
     n_components, rank : int
     """
     n, n_features = values.shape
-    single = [(1, rank) for rank in RANKS if rank == 1 or rank < n_features] if 1 in components else []
     several = [(c, _RANK) for c in components if c > 1 and n >= c * _ROWS_PER_COMPONENT]
+    one = 1 in components or not several
+    single = [(1, rank) for rank in RANKS if rank == 1 or rank < n_features] if one else []
     best, chosen = -math.inf, (1, 1)
     for n_components, rank in single + several:
         mixture = fit_mixture(values[~held_out], observed[~held_out], n_components, rank, floor, seed=seed)
