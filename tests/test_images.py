@@ -156,6 +156,8 @@ def test_pixel_likelihoods_are_distributions(kind):
         weight = torch.tensor(1.0)
     p = pixels.log_prob(params.unsqueeze(1), support[None, :, None]).squeeze(-1).exp() * weight
     assert_allclose(p.sum(1), 1, atol=1e-6)
+    below = pixels.cdf(params.unsqueeze(1), support[None, :, None] + 1e-9).squeeze(-1)
+    assert_allclose(below, p.cumsum(1), atol=1e-3)
     mean = (p * support).sum(1)
     assert_allclose(pixels.answers(params).squeeze(-1), mean, atol=1e-6 if kind != "count" else 0.01)
     drawn = pixels.sample(params.expand(20_000, 3, -1)).squeeze(-1)

@@ -116,6 +116,16 @@ def test_answers_are_the_mean_of_the_samples(family):
     assert likelihood(params.expand(20_000, -1, -1)).log_prob(samples).isfinite().all()
 
 
+@pytest.mark.parametrize("family", [family for family in LIKELIHOODS if LIKELIHOODS[family].measured])
+def test_the_cdf_is_the_share_of_samples_below(family):
+    likelihood = group(family)
+    distribution = likelihood(some_params(likelihood, len(COLUMNS[family]))[0].expand(20_000, -1, -1))
+    samples = distribution.sample().double()
+    for value in samples[:30]:  # values that occur, so that a step counts in full
+        share = (samples <= value + 1e-9).double().mean(0)
+        torch.testing.assert_close(distribution.cdf(value + 1e-9)[0], share, atol=5 * 0.5 / 20_000**0.5, rtol=0)
+
+
 @families
 def test_samples_lie_in_the_support(family):
     likelihood, (_, specs) = group(family), training_cells(family)

@@ -126,6 +126,11 @@ class ColumnLikelihoods(nn.Module):
         """Which columns have a density, and not a probability, (D,)."""
         return np.array([spec.family == "gaussian" for spec in self.specs], dtype=bool)
 
+    def cdf(self, params: Tensor, values: Tensor) -> Tensor:
+        """Probability of at most that value, (..., P) and (..., D) to (..., D); zero for classes."""
+        parts = zip(self.groups, self._params(params), self._split(values), strict=True)
+        return self._join([g(p).cdf(v) if g.measured else torch.zeros_like(p[..., 0] * v) for g, p, v in parts])
+
     def exact(self, cells: Tensor) -> Tensor:
         """Drawn cells (n, D) in double precision, numbers of few values just as the table has them."""
         out = cells.double().cpu()

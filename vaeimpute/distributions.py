@@ -35,6 +35,9 @@ class LevelDistribution(dist.Distribution):
         beside = (value - pick(self.points.expand(*index.shape, -1), index)) / self.step
         return pick(self.logits, index) - (_BESIDE * beside.square()).clamp(max=-_OUTSIDE)
 
+    def cdf(self, value: Tensor) -> Tensor:
+        return (self.logits.exp() * (self.points <= value.unsqueeze(-1))).sum(-1)
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         index = draw_index(self.logits.expand(*sample_shape, *self.logits.shape))
         return pick(self.points.expand(*index.shape, -1), index)
@@ -69,6 +72,16 @@ class HistogramMixture(dist.Distribution):
         standard = (value - self.loc) * torch.exp(-self.log_scale)
         log_normal = -0.5 * standard.square() - self.log_scale - 0.5 * math.log(2 * math.pi)
         return torch.logaddexp(self.log_rest + log_normal, self.log_share + log_density)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Of what `sample` draws."""
+        t = ((self.points - self.low) / self.width).clamp(0, 1)  # the bin's mean, from 0 to 1
+        place = ((value.unsqueeze(-1) - self.low) / self.width).clamp(0, 1)
+        above = 1 - t * (1 - place) / (1 - t).clamp(min=1e-6)  # with probability t, uniform between t and 1
+        inside = torch.where(place < t, (1 - t) * place / t.clamp(min=1e-6), above)
+        of_bins = (self.logits.exp() * inside).sum(-1)
+        of_normal = torch.special.ndtr((value - self.loc) * torch.exp(-self.log_scale))
+        return self.log_rest.exp() * of_normal + self.log_share.exp() * of_bins
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:

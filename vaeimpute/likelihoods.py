@@ -54,6 +54,7 @@ class Likelihood(nn.Module, ABC):
     n_features: int  # of the whole group
     n_answers: int  # of the whole group
     numeric: bool  # whether the features are numbers on a line, one per column
+    measured: bool = True  # whether the cells are numbers, and not codes of classes
 
     @classmethod
     @abstractmethod
@@ -288,7 +289,7 @@ class Categorical(Likelihood):
     floored at ``1 / (L - 1)``, so that a class weighs as much as a number, however many levels it has.
     """
 
-    numeric = False
+    numeric = measured = False
     frequency: Tensor  # (C, N)
     scale: Tensor  # (C, N)
     mask: Tensor  # (C, N)
@@ -345,7 +346,7 @@ class Ordinal(Likelihood):
     The cut points ``c_l`` reproduce the observed frequencies; location and scale come from the backbone and network.
     """
 
-    n_params, numeric = 2, True
+    n_params, numeric, measured = 2, True, False
     scores: Tensor  # (C, N)
     cuts: Tensor  # (C, N - 1)
 

@@ -26,8 +26,6 @@ from vaeimpute.images.fitting import Images, fit_images
 from vaeimpute.images.pixels import Pixels
 from vaeimpute.scoring import calibrate
 
-_MEDIAN_DRAWS = 101
-
 
 class VAEImputer(TransformerMixin, GenerativeVAE):
     """Fill the holes of a mixed-type table with a masked variational autoencoder.
@@ -347,12 +345,8 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         points[rows] = self._all_columns(inference.impute(self.ensemble_, x, o))
         if self.point == "mean":
             return points
-        numbers = self.modelled_ & self.encoder_.numbers
-        # Row by row, because the noise of a draw depends on the row's place in its batch, and the answer must not.
-        for row in rows[(~observed[rows] & numbers).any(1)]:
-            one = slice(row, row + 1)
-            draws = self._draws(values[one], observed[one], _MEDIAN_DRAWS, random_state=0)
-            points[row, numbers] = self._all_columns(draws.median(0).values)[0, numbers]
+        medians = self._drawn(inference.medians(self.ensemble_, x, o))
+        points[rows] = np.where(self.encoder_.numbers, medians, points[rows])
         return points
 
     def _filled(self, X: Any, values: NDArray, observed: NDArray) -> Any:

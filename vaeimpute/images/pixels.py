@@ -33,6 +33,10 @@ class PixelFamily(ABC):
         """Log-likelihood of each pixel, in nats."""
 
     @abstractmethod
+    def cdf(self, params: Tensor, x: Tensor) -> Tensor:
+        """Probability of a pixel that is at most x."""
+
+    @abstractmethod
     def mean(self, params: Tensor) -> Tensor:
         """Expected pixel."""
 
@@ -54,6 +58,9 @@ class Bernoulli(PixelFamily):
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         logit, x = torch.broadcast_tensors(params[..., 0], x)
         return -F.binary_cross_entropy_with_logits(logit, x, reduction="none")
+
+    def cdf(self, params: Tensor, x: Tensor) -> Tensor:
+        return torch.where(x < 1, (-params[..., 0]).sigmoid() * (x >= 0), 1)
 
     def mean(self, params: Tensor) -> Tensor:
         return params[..., 0].sigmoid()
@@ -92,6 +99,12 @@ class DiscretizedLogistic(PixelFamily):
         log_p = torch.where(x < half, F.logsigmoid(above), torch.where(x > 1 - half, F.logsigmoid(-below), inside))
         return torch.logsumexp(log_weight + log_p, -1)
 
+    def cdf(self, params: Tensor, x: Tensor) -> Tensor:
+        log_weight, mean, log_scale = self._split(params)
+        edge = ((x * self.n_levels).floor() + 0.5) / self.n_levels  # the upper one of the last level that counts
+        below = (log_weight.exp() * ((edge.unsqueeze(-1) - mean) * torch.exp(-log_scale)).sigmoid()).sum(-1)
+        return torch.where(x < 1, below * (x >= 0), 1)
+
     def mean(self, params: Tensor) -> Tensor:
         log_weight, mean, log_scale = self._split(params)
         s = torch.exp(log_scale)
@@ -117,6 +130,10 @@ class Gaussian(PixelFamily):
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         return objective.log_density(x, *self._split(params))
+
+    def cdf(self, params: Tensor, x: Tensor) -> Tensor:
+        mean, log_scale = self._split(params)
+        return torch.special.ndtr((x - mean) * torch.exp(-log_scale))
 
     def mean(self, params: Tensor) -> Tensor:
         return params[..., 0]
@@ -154,6 +171,10 @@ class Pixels(nn.Module):
     def log_prob(self, params: Tensor, values: Tensor) -> Tensor:
         """Log-likelihood of each pixel: (..., P) and (..., D) to (..., D)."""
         return self.family.log_prob(self._split(params), values)
+
+    def cdf(self, params: Tensor, values: Tensor) -> Tensor:
+        """Probability of at most that value of each pixel: (..., P) and (..., D) to (..., D)."""
+        return self.family.cdf(self._split(params), values)
 
     def taught(self, params: Tensor, values: Tensor) -> Tensor:
         """What the training of a conditional reading maximises: the log-likelihood less the mean's squared error.
