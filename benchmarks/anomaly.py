@@ -44,6 +44,7 @@ from sklearn.svm import OneClassSVM
 
 from benchmarks import cells
 from benchmarks import datasets as tables
+from benchmarks.markdown import markdown
 from benchmarks.run import append_line, cut_unfinished_line, read_lines
 from vaeimpute import VAEOutlierDetector
 
@@ -342,9 +343,8 @@ def _table(protocol: str, part: pd.DataFrame) -> str:
     for name, own in part.groupby("split") if "auroc" in values else ():
         table[f"auroc, {own['set'].nunique()} {name}"] = own.groupby(index)["auroc"].mean()
     table = table.reset_index().sort_values([*index[:-1], values[0]], ascending=[True] * len(index[:-1]) + [False])
-    rows = [list(table.columns), ["---"] * table.shape[1], *(map(_cell, row) for row in table.itertuples(index=False))]
-    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"**{protocol}** ({part['set'].nunique()} sets, {part['seed'].nunique()} seeds)\n\n{text}\n"
+    text = markdown(table.map(_cell).set_index(index[0]))
+    return f"**{protocol}** ({part['set'].nunique()} sets, {part['seed'].nunique()} seeds)\n\n{text}"
 
 
 def _cell(value: object) -> str:

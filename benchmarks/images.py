@@ -32,6 +32,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.image_peers import DETECTORS, PEERS
 from benchmarks.image_sets import HOLES, SETS, Images, hide_pixels, pixels_kept
+from benchmarks.markdown import markdown
 from benchmarks.run import RESULTS, append_line, read_lines
 
 __all__ = ["fit_anomaly", "fit_filling", "image_tables", "judge", "report", "run_lines"]
@@ -251,8 +252,6 @@ def _anomalies(frame: pd.DataFrame) -> pd.DataFrame:
 
 def report(lines: list[dict]) -> str:
     """All tables, as Markdown."""
-    from benchmarks.report import markdown  # brings matplotlib, which running does not need
-
     return "\n".join(f"**{title}**\n\n{markdown(table)}" for title, table in image_tables(lines).items())
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import anomaly, images
+from benchmarks.markdown import markdown
 from benchmarks.pictures import CASE, by_case, draw_pictures, most_finished
 from benchmarks.run import KEY, RESULTS, TASKS, read_lines
 from benchmarks.scores import METRICS
@@ -221,27 +222,6 @@ def speed(files: list[Path]) -> str:
     """The tables of the speed runs among the lines."""
     lines = [line for file in files for line in read_lines(file) if line.get("task") == "speed"]
     return "\n".join(f"### {title}\n\n{markdown(grid, default='.3g')}" for title, grid in speed_tables(lines).items())
-
-
-def markdown(
-    frame: pd.DataFrame, formats: dict[str, str] | None = None, default: str = ".2f", bold_smallest: bool = False
-) -> str:
-    """A frame as a markdown table; ``formats`` by column; the smallest number of each row in bold on request."""
-    formats = formats or {}
-    rows = [[frame.index.name or "", *map(str, frame.columns)], ["---"] * (1 + frame.shape[1])]
-    for label, row in frame.iterrows():
-        cells = [_cell(value, formats.get(name, default)) for name, value in row.items()]
-        if bold_smallest and row.notna().any():
-            best = int(np.nanargmin(row.to_numpy(dtype=float)))
-            cells[best] = f"**{cells[best]}**"
-        rows.append([str(label), *cells])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
-
-
-def _cell(value, spec: str) -> str:
-    if isinstance(value, str):
-        return value
-    return "" if pd.isna(value) else format(value, spec)
 
 
 def write_report(files: list[Path], readme: Path) -> str:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from benchmarks import pictures, report, run, speed
 from benchmarks.datasets import TABLES, Table, codes, hide, load, numeric_columns
+from benchmarks.markdown import markdown
 from benchmarks.peer_densities import gaussian_mixture
 from benchmarks.peers import PEERS, Peer, fitted
 from benchmarks.run import Case
@@ -612,7 +613,7 @@ def test_ratios_are_geometric_means_over_common_cases():
 
 def test_markdown_marks_the_smallest():
     frame = pd.DataFrame({"a": [0.5, 2.0], "b": [1.0, np.nan]}, index=pd.Index(["t", "u"], name="table"))
-    assert report.markdown(frame, bold_smallest=True).splitlines() == [
+    assert markdown(frame, bold_smallest=True).splitlines() == [
         "| table | a | b |",
         "| --- | --- | --- |",
         "| t | **0.50** | 1.00 |",
