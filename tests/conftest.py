@@ -21,7 +21,23 @@ def device(request):
     return request.config.getoption("--device")
 
 
+@pytest.fixture(scope="module")
+def short():
+    """Trainings on images that take a few seconds."""
+    from vaeimpute.images import fitting
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "_PASSES", 20)
+        patch.setattr(fitting, "_FEWEST_STEPS", 60)
+        patch.setattr(fitting, "_WIDTHS", (16, 16))
+        yield
+
+
 def pytest_collection_modifyitems(config, items):
+    if any("far" in getattr(item, "fixturenames", ()) for item in items):
+        from far_device import register
+
+        register()
     needs_gpu = [item for item in items if "gpu" in item.keywords]
     if not needs_gpu:
         return

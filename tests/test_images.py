@@ -35,17 +35,6 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def short():
-    """Trainings of a few seconds."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(fitting, "_PASSES", 20)
-    patch.setattr(fitting, "_FEWEST_STEPS", 60)
-    patch.setattr(fitting, "_WIDTHS", (16, 16))
-    yield
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
 def imputer(digits, short):
     return VAEImputer(image_shape=(8, 8), random_state=0).fit(digits[:600])
 
