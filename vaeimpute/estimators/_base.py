@@ -171,8 +171,9 @@ class BaseVAE(BaseEstimator, ABC):
         Returns
         -------
         float
-            Nats of the observed cells of a row, for numbers as densities per unit of the column. A detector of images
-            fills holes first, and takes the density of the whole image under its mixture.
+            Nats of the observed cells of a row, for numbers as densities per unit of the column. A detector takes the
+            indicators of classes as numbers too: good to compare fits, but no probability. A detector of images fills
+            holes first, and takes the density of the whole image under its mixture.
 
         Examples
         --------
