@@ -220,6 +220,7 @@ def test_objects_are_filled_with_objects_of_their_column():
             "price": [Decimal("1.50"), Decimal("2.25"), None, Decimal("3")],
             "at": [dt.time(9), dt.time(9), None, dt.time(17)],
             "key": [b"a", None, b"a", b"b"],
+            "wide": [Decimal("1e30"), Decimal("1e-9"), None, Decimal(0)],
         },
         dtype=object,
     )
@@ -229,6 +230,7 @@ def test_objects_are_filled_with_objects_of_their_column():
     assert filled["price"].tolist() == [Decimal("1.50"), Decimal("2.25"), Decimal("2.25"), Decimal("3")]
     assert filled["at"].tolist() == [dt.time(9), dt.time(9), dt.time(9), dt.time(17)]
     assert filled["key"].tolist() == [b"a", b"a", b"a", b"b"]
+    assert set(map(type, filled["wide"])) == {Decimal}
 
 
 def test_kinds_of_a_mixed_frame():

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from decimal import Context, Decimal
 from importlib import import_module
 from typing import Any
 
@@ -92,8 +92,9 @@ def _as_objects(decoded: NDArray, series: nw.Series, hidden: NDArray[np.bool_]) 
     decimals = [cell for cell in present if isinstance(cell, Decimal)]
     if not decimals:
         return decoded
-    finest = Decimal(1).scaleb(min(int(cell.as_tuple().exponent) for cell in decimals))
-    return np.fromiter((Decimal(cell).quantize(finest) for cell in decoded), dtype=object, count=len(decoded))
+    finest, exact = Decimal(1).scaleb(min(int(cell.as_tuple().exponent) for cell in decimals)), Context(prec=999)
+    cells = (Decimal(cell).quantize(finest, context=exact) for cell in decoded)
+    return np.fromiter(cells, dtype=object, count=len(decoded))
 
 
 def _widen(series: nw.Series, levels: NDArray) -> nw.Series:
