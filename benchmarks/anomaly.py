@@ -254,7 +254,7 @@ def _timed(train, test, y, seed, detector, polluted) -> tuple[dict, Score]:
     start = time.perf_counter()
     score = detector(train, seed, polluted)
     fitted = time.perf_counter()
-    scores = np.nan_to_num(score(test), posinf=1e300)
+    scores = np.nan_to_num(np.asarray(score(test), dtype=float), posinf=1e300)
     line = {
         "auroc": roc_auc_score(y, scores),
         "ap": average_precision_score(y, scores),
