@@ -204,9 +204,10 @@ class BaseVAE(BaseEstimator, ABC):
         -------
         ndarray of shape (n,)
             Higher is stranger; a row with nothing observed is unremarkable. For an imputer of tables, the negative
-            log-likelihood in standard deviations from what rows with the same cells observed have; for a detector, and
-            for images, the surprise: minus the log of the share of ordinary rows, with about as many cells observed,
-            that are at least as strange.
+            log-likelihood in standard deviations from what training rows with the same cells observed have (the fit has
+            seen these: of a small table, new rows score a little higher). For a detector, and for images, the surprise:
+            minus the log of the share of ordinary rows, with about as many cells observed, that are at least as
+            strange.
 
         Raises
         ------
