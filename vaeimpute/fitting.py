@@ -292,7 +292,7 @@ def _smoother_plan(model: MaskedVAE, table: Table) -> Plan:
     """Few parameters and a look at every training row: many steps with few rows each."""
     batch_size, check_every = (64, 50) if len(table.values) < 2000 else (32, 100)
     # Scores of 3 F terms and sums of 4 F values per row, head and voter; a third as fast as a plain product.
-    pairs = model.config.n_members * batch_size * len(HEADS) * model.config.n_bank
+    pairs = model.config.n_members * batch_size * len(HEADS) * min(model.config.n_bank, ConditionalVAE.voters)
     steps = _affordable(300, 20 * pairs * 7 * model.likelihoods.n_features)
     return Plan(steps, batch_size, 0.1, patience=3, check_every=check_every)
 

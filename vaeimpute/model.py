@@ -211,7 +211,7 @@ class ConditionalVAE(MaskedVAE):
     n_draws = 8
     hide_all = 0.1  # share of rows that keep nothing: on these the bound is the masked ELBO
     max_hidden = 0.7
-    voters = 2048  # rows of the bank that are asked in a step of the networks
+    voters = 2048  # rows of the bank that are asked in a step of the training
 
     edges: Tensor  # (numbers, bins + 1) quantiles of each numeric feature
 
@@ -265,7 +265,7 @@ class ConditionalVAE(MaskedVAE):
         error that lets every feature count; one around that mean, held fixed, teaches the cell's own scale.
         """
         kept = _remask(observed, self.max_hidden, 0.0)
-        x, o, given, votes = self._ask(values, kept, linear, rows, slice(None))
+        x, o, given, votes = self._ask(values, kept, linear, rows, self._voters(rows is not None))
         mean, log_scale = self.neighbours.mix(given, votes)
         asked = observed.index_select(-1, self.likelihoods.feature_columns) & ~o
         typical = 0.5 * given.variance.log() + self.neighbours.log_error
@@ -312,7 +312,7 @@ class ConditionalVAE(MaskedVAE):
         return params, torch.zeros_like(params[..., 0])
 
     def _voters(self, training: bool) -> slice:
-        """All of the bank; in a step of the networks, which only learn how far to trust it, a random part."""
+        """All of the bank; in a step of the training, which learns how far to trust it, a random part."""
         if training and self.config.n_bank > self.voters:
             start = int(torch.randint(self.config.n_bank - self.voters + 1, (1,)))
             return slice(start, start + self.voters)
