@@ -79,8 +79,8 @@ def _refuse_two_devices(func: Any, args: tuple, kwargs: dict) -> None:
     leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     if func in _INDEXING and isinstance(args[0], Far):  # indices may come from the CPU, but not the other way round
         leaves = [args[0], *(x for x in args[2:] if isinstance(x, torch.Tensor))]
-    near = [leaf for leaf in leaves if not isinstance(leaf, Far) and leaf.dim() > 0]
-    if near and len(near) < len(leaves) and any(isinstance(leaf, Far) for leaf in leaves) and func not in _MOVING:
+    near = any(not isinstance(leaf, Far) and leaf.dim() > 0 for leaf in leaves)
+    if near and any(isinstance(leaf, Far) for leaf in leaves) and func not in _MOVING:
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, but found two")
 
 

@@ -299,7 +299,6 @@ def _smoother_plan(model: MaskedVAE, table: Table) -> Plan:
 
 def _network_plan(model: MaskedVAE, table: Table) -> Plan:
     n, has_classes = len(table.values), any(table.n_levels)
-    patience = 5 if n < 500 else 8
     if isinstance(model, ConditionalVAE):
         refit, patience, check_every = (0.2, 2, 50) if n < 2000 else (0.1, 1, 100)
         plan = Plan(200, 128, 2e-3, patience=patience, refit=refit, check_every=check_every)
@@ -308,7 +307,8 @@ def _network_plan(model: MaskedVAE, table: Table) -> Plan:
         most, batch_size = 600 if n < 500 else 400, 64 if n < 2000 else 128
         plan = Plan(min(most, 2 * n + 200), batch_size, rate, n_draws=(5, 5), patience=6)
     elif n < 2000:
-        plan = Plan(min(700 if n < 500 else 400, 2 * n + 200), 64, 3e-3, n_draws=(5, 10), patience=patience)
+        most, patience = (700, 5) if n < 500 else (400, 8)
+        plan = Plan(min(most, 2 * n + 200), 64, 3e-3, n_draws=(5, 10), patience=patience)
     else:
         plan = Plan(400, 256, 4e-3, n_draws=(4, 4), patience=6, refit=0.1)
     weights = sum(p.numel() for p in model.parameters())

@@ -88,12 +88,12 @@ def impute(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def medians(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
+def medians(ensemble: Ensemble, values: Tensor, observed: Tensor, points: Tensor) -> Tensor:
     """Medians (n, D) of what `draw` draws for numbers; nothing of use for classes and observed cells.
 
-    By bisection of the mixture over draws, members and readings; like its mean, it is spread around the answer.
+    By bisection of the mixture over draws, members and readings; like the draws, spread around `points`, the means that
+    `impute` gives.
     """
-    points = ensemble.joint.likelihoods.points(answers(ensemble, values, observed))
     shares = zip(ensemble.readings, (ensemble.share, 1 - ensemble.share), strict=True)
     asked = [(model, share, latent_noise(model)) for model, share in shares if share.any()]
     widest, _, noise = max(asked, key=lambda part: part[0].cells_per_row(len(part[2])))

@@ -92,7 +92,7 @@ def leave_one_out(values: Tensor, observed: Tensor, mixture: Mixture) -> CellDen
     linear = mixture.linear
     m, chol = posterior(values, observed, linear)
     W_t = linear.W.transpose(-1, -2)
-    explained = torch.linalg.solve_triangular(chol, W_t.unsqueeze(-3), upper=False).square().sum(-2)  # w_j' P^-1 w_j
+    explained = _explained(chol, W_t)
     mean, psi = m @ W_t + linear.b.unsqueeze(-2), linear.psi.unsqueeze(-2)
     left = (1 - explained / psi).clamp(min=1e-9)  # psi_j Lambda_jj
     mean = torch.where(observed, values - (values - mean) / left, mean)
@@ -116,9 +116,14 @@ def leave_block_out(values: Tensor, observed: Tensor, mixture: Mixture, block: T
     rest = observed.index_fill(-1, block, False)
     m, chol = posterior(values, rest, mixture.linear)
     W_t = own.W.transpose(-1, -2)
-    explained = torch.linalg.solve_triangular(chol, W_t.unsqueeze(-3), upper=False).square().sum(-2)
+    explained = _explained(chol, W_t)
     log_w = log_joint(values, rest, mixture).log_softmax(-2).unsqueeze(-1)
     return CellDensity(m @ W_t + own.b.unsqueeze(-2), own.psi.unsqueeze(-2) + explained, log_w.expand_as(explained))
+
+
+def _explained(chol: Tensor, W_t: Tensor) -> Tensor:
+    """``w_j' P^-1 w_j`` of each feature, (..., B, F), from the factors of P (..., B, L, L)."""
+    return torch.linalg.solve_triangular(chol, W_t.unsqueeze(-3), upper=False).square().sum(-2)
 
 
 def _log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

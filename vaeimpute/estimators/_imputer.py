@@ -342,10 +342,11 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         if len(rows) == 0:
             return points
         x, o = self._tensors(values[rows], observed[rows])
-        points[rows] = self._all_columns(inference.impute(self.ensemble_, x, o))
+        means = inference.impute(self.ensemble_, x, o)
+        points[rows] = self._all_columns(means)
         if self.point == "mean":
             return points
-        medians = self._drawn(inference.medians(self.ensemble_, x, o))
+        medians = self._drawn(inference.medians(self.ensemble_, x, o, means))
         points[rows] = np.where(self.encoder_.numbers, medians, points[rows])
         return points
 
