@@ -28,7 +28,7 @@ def corrupt(X: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndar
         new = X + rng.choice([-1, 1], X.shape) * rng.uniform(3, 5, X.shape) * X.std(0)
     else:  # the value of another row
         new = np.take_along_axis(X, rng.integers(len(X), size=X.shape), 0)
-        wrong &= new != X
+    wrong &= new != X  # neither is an error in a column that is constant here
     return np.where(wrong, new, X), wrong
 
 

@@ -21,6 +21,7 @@ LEVELS = {
     "mixture": 0.5,  # of linear models
     "belief": 0,
     "corruption": 0,
+    "support": 0,
     "networks": 0,
     "objective": 0,
     "persistence": 0,

@@ -16,7 +16,6 @@ from torch import Tensor
 _ATOMS = 64  # values that stand for a column of numbers
 _WIDTH = 0.2  # of a kernel around each, in standard deviations
 _ANYWHERE = 4.0  # scale of the Cauchy distribution of other errors
-_REPEATING = 0.25  # share of new values up to which the values of a column are a list
 
 
 class Corruption(NamedTuple):
@@ -28,18 +27,12 @@ class Corruption(NamedTuple):
         Values of each column (-inf weight: none), with kernels of standard deviation `width` (D,).
     width, log_anywhere : Tensor of shape (D,)
         Log-weight of the Cauchy distribution; -inf for classes, whose atoms are all that there is.
-    known : Tensor of shape (U, D)
-        Sorted values of columns that are lists of values, up to inf.
-    log_new : Tensor of shape (D,)
-        Log-probability that a cell that is right has none of these values; 0 where there is no list.
     """
 
     atoms: Tensor
     log_weight: Tensor
     width: Tensor
     log_anywhere: Tensor
-    known: Tensor
-    log_new: Tensor
 
     @classmethod
     def fit(cls, values: Tensor, observed: Tensor, n_levels: Sequence[int], some: Tensor | None = None) -> Corruption:
@@ -51,10 +44,10 @@ class Corruption(NamedTuple):
         --------
         >>> values = torch.arange(100.0).repeat(3).unsqueeze(1) / 10
         >>> wrong = Corruption.fit(values, torch.ones_like(values, dtype=torch.bool), [0])
-        >>> wrong.log_density(torch.tensor([[1.0], [1.05]])).squeeze()  # the values go in steps of 0.1
-        tensor([-2.4235,  3.2817])
+        >>> wrong.log_density(torch.tensor([[1.0], [20.0]])).squeeze()
+        tensor([-2.4235, -6.4823])
         """
-        atoms, weights, lists, new = [], [], [], []
+        atoms, weights = [], []
         for j, levels in enumerate(n_levels):
             rows = observed[:, j].nonzero().squeeze(-1)
             if some is not None and observed[some, j].sum() >= _ATOMS:
@@ -67,28 +60,19 @@ class Corruption(NamedTuple):
             else:
                 atoms.append(x.quantile((torch.arange(_ATOMS).to(x) + 0.5) / _ATOMS))
                 weights.append(torch.full_like(atoms[-1], -math.log(2 * _ATOMS * _WIDTH * math.sqrt(2 * math.pi))))
-            distinct, count = x.unique(return_counts=True)
-            unseen = (float((count == 1).sum()) + 1) / (len(x) + 2)  # Good and Turing
-            listed = not levels and unseen <= _REPEATING
-            lists.append(distinct if listed else x[:0])
-            new.append(math.log(unseen) if listed else 0.0)
         number = torch.tensor([not levels for levels in n_levels], device=values.device)
         return cls(
             _padded(atoms, 0.0),
             _padded(weights, -math.inf),
             torch.where(number, _WIDTH, 0.01).to(values),
             torch.where(number, math.log(0.5), -math.inf).to(values),
-            _padded(lists, math.inf),
-            torch.tensor(new).to(values),
         )
 
     def log_density(self, values: Tensor) -> Tensor:
-        """``log q(x)`` of each cell (n, D), and what a value adds that is not in the list of its column."""
+        """``log q(x)`` of each cell, (n, D)."""
         kernel = self.log_weight - 0.5 * ((values.unsqueeze(-2) - self.atoms) / self.width).square()
         cauchy = -(math.pi * _ANYWHERE * (1 + (values / _ANYWHERE).square())).log()
-        place = torch.searchsorted(self.known.T.contiguous(), values.T.contiguous()).T.clamp(max=len(self.known) - 1)
-        new = self.known.gather(0, place) != values
-        return torch.logaddexp(kernel.logsumexp(-2), self.log_anywhere + cauchy) - self.log_new * new
+        return torch.logaddexp(kernel.logsumexp(-2), self.log_anywhere + cauchy)
 
 
 def _padded(columns: list[Tensor], value: float) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from vaeimpute.mixture import (
     log_evidence,
 )
 from vaeimpute.scoring import RowCalibration
+from vaeimpute.support import Support
 
 FLOOR = 0.05  # smallest noise variance of a standardised column
 N_FOLDS = 4
@@ -54,6 +55,7 @@ _CELL_ROUNDS = 2  # then, with all rows
 _FAR = 4.5  # nats by which a strange cell is less likely than what is expected: three standard deviations
 _ERRORS = 0.05  # share of the cells that are taken to be wrong
 _SUSPICION = 0.5  # of the log-odds by value; all of them would trust the densities too much
+_PARTS: dict[str, Any] = {"corruption": Corruption, "support": Support}
 _HIDDEN = 0.34  # share of a row's cells that may be strange in a robust fit
 
 
@@ -74,6 +76,8 @@ class Density(NamedTuple):
         Median and half the interquartile range of each feature.
     corruption : Corruption
         Density of wrong cells.
+    support : Support
+        Where right cells stand.
     robust : bool
         Whether there were outliers among the training rows.
     """
@@ -84,6 +88,7 @@ class Density(NamedTuple):
     bank: Tensor
     margins: Tensor
     corruption: Corruption
+    support: Support
     robust: bool
 
     @property
@@ -146,23 +151,33 @@ def fit_density(
     fold = torch.empty_like(order)
     fold[order] = torch.arange(n, device=x.device) % n_members
     some = order[:_EM_ROWS]
-    n_components, rank = 1, 1
-    if n >= _MIN_CHOICE:
-        components = _FEW if trimmed else N_COMPONENTS
-        n_components, rank = choose_mixture(x[some], o[some], fold[some] == 0, floor, components=components, seed=seed)
-    fits = []
-    for member in range(n_members):
-        rows = order[(fold[order] != member) | (n_members == 1)][:_EM_ROWS]
-        fits.append(_fit_trimmed(x[rows], o[rows], n_components, rank, floor, trimmed, seed))
-    mixture, cell_mixture = (_stacked(members) for members in zip(*fits, strict=True))
+    support = Support.fit(table.values[some].to(dtype), table.observed[some], table.n_levels, _ERRORS * (trimmed > 0))
+    off = support.off(table.values.to(dtype))[:, likelihoods.feature_columns]
+
+    def choose(believed: Tensor, components: Sequence[int]) -> tuple[int, int]:
+        if n < _MIN_CHOICE:
+            return 1, 1
+        return choose_mixture(x[some], believed, fold[some] == 0, floor, components=components, seed=seed)
+
+    sizes = choose(o[some], _FEW if trimmed else N_COMPONENTS)
+    members = [order[(fold[order] != m) | (n_members == 1)][:_EM_ROWS] for m in range(n_members)]
+    if trimmed:
+        mixtures = [_fit_trimmed(x[rows], o[rows], *sizes, floor, trimmed, seed) for rows in members]
+        _, believed = _fit_believed(x[some], o[some], off[some], *sizes, floor, seed)
+        sizes_of_cells = choose(believed, N_COMPONENTS)
+        of_cells = [_fit_believed(x[rows], o[rows], off[rows], *sizes_of_cells, floor, seed)[0] for rows in members]
+    else:
+        mixtures = of_cells = [fit_mixture(x[rows], o[rows], *sizes, floor, seed=seed) for rows in members]
+    mixture, cell_mixture = _stacked(mixtures), _stacked(of_cells)
     margins = _margins(x[some], o[some])
     rows = order[:_BANK]
     if trimmed:
-        rows = rows[_ordinary(x[rows], o[rows], fits[0][0], margins)]
-    bank = _filled(x[rows], o[rows], fits[0][0])
+        rows = rows[_ordinary(x[rows], o[rows], mixtures[0], margins)]
+    bank = _filled(x[rows], o[rows], mixtures[0])
     corruption = Corruption.fit(table.values.to(dtype), table.observed, table.n_levels, some)
     likelihoods, mixture, cell_mixture = likelihoods.to(dtype), mixture.to(dtype), cell_mixture.to(dtype)
-    density = Density(likelihoods, mixture, cell_mixture, bank.to(dtype), margins.to(dtype), corruption, trimmed > 0)
+    parts = (likelihoods, mixture, cell_mixture, bank.to(dtype), margins.to(dtype), corruption, support)
+    density = Density(*parts, trimmed > 0)
     return density, _calibrate(density, table, fold, rng), False
 
 
@@ -189,18 +204,32 @@ def _calibrate(density: Density, table: Table, fold: Tensor, rng: np.random.Gene
 
 def _fit_trimmed(
     x: Tensor, o: Tensor, n_components: int, rank: int, floor: Tensor, trimmed: float, seed: int
-) -> tuple[Mixture, Mixture]:
-    """Mixtures of the rows but the strangest, and of all rows; of their cells but the strange ones, found in rounds."""
-    mixture = of_cells = fit_mixture(x, o, n_components, rank, floor, seed=seed)
-    for _ in range(_ROUNDS if trimmed else 0):
+) -> Mixture:
+    """Mixture of the rows but the strangest, and of their cells but the strange ones, found in rounds."""
+    mixture = fit_mixture(x, o, n_components, rank, floor, seed=seed)
+    for _ in range(_ROUNDS):
         evidence = log_evidence(x, o, mixture) / o.sum(1).clamp(min=1)
         kept = evidence >= evidence.quantile(trimmed)
         ordinary = o & ~_strange_features(x, o, mixture)
         mixture = fit_mixture(x[kept], ordinary[kept], n_components, rank, floor, seed=seed)
-    for _ in range(_CELL_ROUNDS if trimmed else 0):
-        ordinary = o & ~_strange_features(x, o, of_cells)
-        of_cells = fit_mixture(x, ordinary, n_components, rank, floor, seed=seed)
-    return mixture, of_cells
+    return mixture
+
+
+def _fit_believed(
+    x: Tensor, o: Tensor, off: Tensor, n_components: int, rank: int, floor: Tensor, seed: int
+) -> tuple[Mixture, Tensor]:
+    """Mixture of all rows, and of their cells but the strange ones, found in rounds; and which cells it believes.
+
+    Cells `off` (n, F) the support of their column are strange from the start. Where there are such, the errors of the
+    column are known, and what else is far from the rest of its row is rare, but right.
+    """
+    known = believed = o & ~off
+    told = (o & off).any(0)
+    mixture = fit_mixture(x, believed, n_components, rank, floor, seed=seed)
+    for _ in range(_CELL_ROUNDS):
+        believed = known & (told | ~_strange_features(x, known, mixture))
+        mixture = fit_mixture(x, believed, n_components, rank, floor, seed=seed)
+    return mixture, believed
 
 
 def _stacked(members: Sequence[Mixture]) -> Mixture:
@@ -314,7 +343,7 @@ def cells(density: Density, values: Tensor, observed: Tensor) -> tuple[Tensor, T
     for rows in chunks(len(values), 4 * linear.W.numel()):
         wrong = density.corruption.log_density(values[rows])
         said = doubtful(
-            lambda x, believed: _cells(likelihoods, flat, x, believed),
+            lambda x, believed: _cells(density, flat, x, believed),
             values[rows],
             observed[rows],
             math.log(1 / _ERRORS - 1) - wrong,
@@ -330,7 +359,8 @@ def trimmed_share(n: int) -> float:
     return 0.2 if n >= _LARGE else 0.35
 
 
-def _cells(likelihoods: ColumnLikelihoods, mixture: Mixture, values: Tensor, observed: Tensor) -> Cells:
+def _cells(density: Density, mixture: Mixture, values: Tensor, observed: Tensor) -> Cells:
+    likelihoods = density.likelihoods
     columns, answer_columns = likelihoods.feature_columns, likelihoods.answer_columns
     x, o = likelihoods.features(values), observed[:, columns]
     mean, variance, log_weight = leave_one_out(x, o, mixture)
@@ -340,7 +370,7 @@ def _cells(likelihoods: ColumnLikelihoods, mixture: Mixture, values: Tensor, obs
         mean[..., own], variance[..., own], weight = leave_block_out(x, o, mixture, own)
         log_weight[..., j] = weight[..., 0]
     params = likelihoods.base(mean, 0.5 * variance.log())
-    log_px = likelihoods.log_prob(params, values)
+    log_px = likelihoods.log_prob(params, values) + density.support.log_probability(values)
     answers = (log_weight[..., answer_columns].exp() * likelihoods.answers(params)).sum(0)
     return Cells(answers, torch.logsumexp(log_weight + log_px, 0))
 
@@ -361,7 +391,8 @@ def to_state(density: Density) -> tuple[dict[str, np.ndarray], dict]:
     tensors = {"bank": density.bank, "margins": density.margins}
     for part, (weight, linear) in (("rows", density.mixture), ("cells", density.cell_mixture)):
         tensors |= {f"{part}/{key}": value for key, value in {"log_weight": weight, **linear._asdict()}.items()}
-    tensors |= {f"corruption/{key}": value for key, value in density.corruption._asdict().items()}
+    for part in _PARTS:
+        tensors |= {f"{part}/{key}": value for key, value in getattr(density, part)._asdict().items()}
     header = {"specs": [asdict(spec) for spec in density.likelihoods.specs], "robust": density.robust}
     return {key: value.cpu().numpy() for key, value in tensors.items()}, header
 
@@ -375,5 +406,5 @@ def from_state(tensors: Mapping[str, np.ndarray], header: Mapping, device: torch
         Mixture(arrays[f"{part}/log_weight"], Linear(*(arrays[f"{part}/{key}"] for key in Linear._fields)))
         for part in ("rows", "cells")
     )
-    corruption = Corruption(*(arrays[f"corruption/{key}"] for key in Corruption._fields))
-    return Density(likelihoods, mixture, cell_mixture, arrays["bank"], arrays["margins"], corruption, header["robust"])
+    parts = (kind(*(arrays[f"{part}/{key}"] for key in kind._fields)) for part, kind in _PARTS.items())
+    return Density(likelihoods, mixture, cell_mixture, arrays["bank"], arrays["margins"], *parts, header["robust"])

@@ -1,0 +1,112 @@
+"""Where the right cells of a column stand: on a grid, as whole numbers and prices do, or in a list of values.
+
+A density of numbers does not see that 4.37 cannot be a number of children.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_DIVISORS = 10  # a step is the smallest gap between two values, or one divided by up to this
+_NEAR = 0.01  # of a step
+_FINEST = 1e-3  # step in standard deviations; finer ones drown in single precision
+_STRAY = 0.02  # share of right cells that a grid may miss
+_REPEATING = 0.25  # share of new values up to which the values of a column are a list
+_TOGETHER = 100  # cells that the strays of all grids together are worth in one column
+
+
+class Support(NamedTuple):
+    """Grid, list or neither for each column.
+
+    Attributes
+    ----------
+    origin, step : Tensor of shape (D,), in float64
+        Of the grids; a step of 0 is none.
+    known : Tensor of shape (U, D), in float64
+        Sorted values of the lists, up to inf.
+    log_off : Tensor of shape (D,)
+        Log-probability that a right cell stands elsewhere; 0 where there is neither grid nor list.
+    """
+
+    origin: Tensor
+    step: Tensor
+    known: Tensor
+    log_off: Tensor
+
+    @classmethod
+    def fit(cls, values: Tensor, observed: Tensor, n_levels: Sequence[int], wrong: float = 0.0) -> Support:
+        """Learn from cells (n, D), of which a share `wrong` may be errors; `n_levels` is 0 for numbers.
+
+        Examples
+        --------
+        >>> values = torch.arange(100.0).repeat(3).unsqueeze(1) / 10
+        >>> support = Support.fit(values, torch.ones_like(values, dtype=torch.bool), [0])
+        >>> support.log_probability(torch.tensor([[1.0], [1.05]])).squeeze()
+        tensor([ 0.0000, -7.0967])
+        """
+        n_columns = values.shape[1]
+        origin, step, log_off = (values.new_zeros(n_columns, dtype=torch.float64) for _ in range(3))
+        lists = [origin[:0]] * n_columns
+        strays, counts = torch.zeros_like(step), torch.zeros_like(step)
+        for j, levels in enumerate(n_levels):
+            x = values[observed[:, j], j].double()
+            distinct, count = x.unique(return_counts=True)
+            if levels or len(distinct) < 2:
+                continue
+            start, width = _grid(distinct[count > 1])
+            off = (_distance(x, start, width) > _NEAR).sum()
+            if width and off <= (_STRAY + wrong) * len(x):
+                origin[j], step[j] = start, width
+                strays[j], counts[j] = (off - wrong * len(x)).clamp(min=0), len(x)
+                continue
+            new = ((count == 1).sum() - wrong * len(x)).clamp(min=0)
+            unseen = (new + 1) / (len(x) + 2)  # Good and Turing
+            if unseen <= _REPEATING:
+                lists[j] = distinct
+                log_off[j] = unseen.log()
+        rate = (strays.sum() + 1) / (counts.sum() + 2)
+        on_grid = ((strays + _TOGETHER * rate) / (counts + _TOGETHER)).log()
+        return cls(origin, step, _padded(lists), torch.where(step > 0, on_grid, log_off))
+
+    def off(self, values: Tensor) -> Tensor:
+        """Which cells (n, D) stand neither on their column's grid nor in its list."""
+        x = values.double()
+        strays = _distance(x, self.origin, self.step) > _NEAR
+        place = torch.searchsorted(self.known.T.contiguous(), x.T.contiguous()).T.clamp(max=len(self.known) - 1)
+        new = (self.known.gather(0, place) != x) & self.known[0].isfinite()
+        return torch.where(self.step > 0, strays, new)
+
+    def log_probability(self, values: Tensor) -> Tensor:
+        """What standing where it does adds to the log-density of each cell (n, D), if it is right."""
+        return torch.where(self.off(values), self.log_off, 0).to(values)
+
+
+def _grid(often: Tensor) -> tuple[float, float]:
+    """Origin and step of a grid on which all of these sorted values stand; (0, 0) if there is none."""
+    if len(often) < 2:
+        return 0.0, 0.0
+    origin, gap, span = often[0].item(), often.diff().min().item(), (often[-1] - often[0]).item()
+    for divisor in range(1, _DIVISORS + 1):
+        step = span / max(1, round(span / gap * divisor))  # from the widest gap, lest many small errors add up
+        if step < _FINEST:
+            break
+        if (_distance(often, origin, step) <= _NEAR).all():
+            return origin, step
+    return 0.0, 0.0
+
+
+def _distance(values: Tensor, origin: Tensor | float, step: Tensor | float) -> Tensor:
+    """From the nearest point of the grid, in steps; NaN without a grid."""
+    place = (values - origin) / step
+    return (place - place.round()).abs()
+
+
+def _padded(columns: list[Tensor]) -> Tensor:
+    """Vectors side by side, (longest, D), at least one long."""
+    n = max(1, *map(len, columns))
+    return torch.stack([torch.nn.functional.pad(c, (0, n - len(c)), value=math.inf) for c in columns], 1)
