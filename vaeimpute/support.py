@@ -55,16 +55,17 @@ class Support(NamedTuple):
         strays, counts = torch.zeros_like(step), torch.zeros_like(step)
         for j, levels in enumerate(n_levels):
             x = values[observed[:, j], j].double()
+            errors = wrong * len(x) + 2 * (wrong * len(x)) ** 0.5  # as many as there may well be
             distinct, count = x.unique(return_counts=True)
             if levels or len(distinct) < 2:
                 continue
             start, width = _grid(distinct[count > 1])
             off = (_distance(x, start, width) > _NEAR).sum()
-            if width and off <= (_STRAY + wrong) * len(x):
+            if width and off <= _STRAY * len(x) + errors:
                 origin[j], step[j] = start, width
-                strays[j], counts[j] = (off - wrong * len(x)).clamp(min=0), len(x)
+                strays[j], counts[j] = (off - errors).clamp(min=0), len(x)
                 continue
-            new = ((count == 1).sum() - wrong * len(x)).clamp(min=0)
+            new = ((count == 1).sum() - errors).clamp(min=0)
             unseen = (new + 1) / (len(x) + 2)  # Good and Turing
             if unseen <= _REPEATING:
                 lists[j] = distinct
