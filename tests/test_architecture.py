@@ -19,6 +19,7 @@ LEVELS = {
     "linear": 0,
     "neighbours": 0.5,  # on top of the linear model
     "mixture": 0.5,  # of linear models
+    "robust": 1,  # on top of the mixtures
     "belief": 0,
     "corruption": 0,
     "support": 0,

@@ -59,6 +59,15 @@ def test_a_robust_fit_hides_wrong_cells_and_keeps_their_rows():
     assert (expected - of_clean).square().mean() < 0.02 * new.square().mean()
 
 
+def test_a_cell_that_cannot_be_is_strange_however_likely_its_neighbours_are():
+    x = np.round(4 * rows(500, 0))
+    new, observed = torch.as_tensor(np.round(4 * rows(100, 1))), torch.ones(100, 5, dtype=torch.bool)
+    density = fitted(x)
+    right = detection.cells(density, new, observed)[1][:, 0]
+    between = torch.cat([new[:, :1] + 0.5, new[:, 1:]], 1)
+    assert (detection.cells(density, between, observed)[1][:, 0] > right + 4).all()
+
+
 def test_a_density_comes_back():
     density = fitted(rows(200, 0), trimmed=0.2)
     copy = detection.from_state(*detection.to_state(density), torch.device("cpu"))

@@ -23,7 +23,6 @@ from vaeimpute.fitting import FAMILIES, Table
 from vaeimpute.likelihoods import LIKELIHOODS, CellSpec
 from vaeimpute.linear import Linear
 from vaeimpute.mixture import (
-    N_COMPONENTS,
     Mixture,
     choose_mixture,
     chunks,
@@ -32,14 +31,15 @@ from vaeimpute.mixture import (
     leave_one_out,
     log_evidence,
 )
+from vaeimpute.robust import ERRORS, fit_robust
 from vaeimpute.scoring import RowCalibration
 from vaeimpute.support import Support
 
 FLOOR = 0.05  # smallest noise variance of a standardised column
 N_FOLDS = 4
-_MIN_ROWS, _MIN_CHOICE = 4, 8  # below, one member sees all rows; one component and one factor are enough
+_MIN_ROWS = 4  # below, one member sees all rows
 _REACH = 30.0  # standard deviations that a cell is away at most when a robust fit begins
-_EM_ROWS = 8000  # of a member
+_EM_ROWS = 10_000  # a mixture does not improve with more
 _BANK = 4096  # rows that can be neighbours
 _NEIGHBOURS = 3
 _SAME = 1e-10  # squared distance per feature of two copies of a row: classes are not exact in single precision
@@ -48,15 +48,8 @@ _BULK = 0.8  # share of the rows that can be neighbours then
 _NARROW = 1e-3  # half an interquartile range that says nothing: most cells of the column are equal
 _CALIBRATION_ROWS = 8000
 _REMASKED = 4000  # of these, with further cells hidden
-_LARGE = 1000  # rows from which fewer need be trimmed
-_FEW = (4,)  # components where there may be outliers
-_ROUNDS = 4  # of leaving out the strange and fitting again
-_CELL_ROUNDS = 2  # then, with all rows
-_FAR = 4.5  # nats by which a strange cell is less likely than what is expected: three standard deviations
-_ERRORS = 0.05  # share of the cells that are taken to be wrong
 _SUSPICION = 0.5  # of the log-odds by value; all of them would trust the densities too much
 _PARTS: dict[str, Any] = {"corruption": Corruption, "support": Support}
-_HIDDEN = 0.34  # share of a row's cells that may be strange in a robust fit
 
 
 class Density(NamedTuple):
@@ -141,43 +134,33 @@ def fit_density(
         Whether Ctrl-C ended a training early: there is none.
     """
     rng = np.random.default_rng(seed)
-    specs = _specs(table)
-    likelihoods = ColumnLikelihoods(specs, log_scale_floor=-10.0).to(table.values.device, torch.float64)
-    x, o = likelihoods.features(table.values.double()), table.observed[:, likelihoods.feature_columns]
-    floor = likelihoods.noise_floor().to(x).clamp(min=FLOOR)
-    x = x.clamp(-_REACH, _REACH) if trimmed else x
-    n, n_members = len(x), N_FOLDS if len(x) >= _MIN_ROWS else 1
-    order = torch.as_tensor(rng.permutation(n), device=x.device)
+    likelihoods = ColumnLikelihoods(_specs(table), log_scale_floor=-10.0).to(table.values.device, torch.float64)
+    n = len(table.values)
+    order = torch.as_tensor(rng.permutation(n), device=table.values.device)
+    n_members = N_FOLDS if n >= _MIN_ROWS else 1
     fold = torch.empty_like(order)
-    fold[order] = torch.arange(n, device=x.device) % n_members
+    fold[order] = torch.arange(n, device=order.device) % n_members
     some = order[:_EM_ROWS]
-    support = Support.fit(table.values[some].to(dtype), table.observed[some], table.n_levels, _ERRORS * (trimmed > 0))
-    off = support.off(table.values.to(dtype))[:, likelihoods.feature_columns]
-
-    def choose(believed: Tensor, components: Sequence[int]) -> tuple[int, int]:
-        if n < _MIN_CHOICE:
-            return 1, 1
-        return choose_mixture(x[some], believed, fold[some] == 0, floor, components=components, seed=seed)
-
-    sizes = choose(o[some], _FEW if trimmed else N_COMPONENTS)
-    members = [order[(fold[order] != m) | (n_members == 1)][:_EM_ROWS] for m in range(n_members)]
+    values, observed = table.values[some].to(dtype), table.observed[some]
+    support = Support.fit(values, observed, table.n_levels, wrong=ERRORS if trimmed else 0.0)
+    corruption = Corruption.fit(table.values.to(dtype), table.observed, table.n_levels, some)
+    x, o = likelihoods.features(table.values[some].double()), observed[:, likelihoods.feature_columns]
+    x = x.clamp(-_REACH, _REACH) if trimmed else x
+    members = [(fold[some] != m) | (n_members == 1) for m in range(n_members)]
+    floor = likelihoods.noise_floor().to(x).clamp(min=FLOOR)
     if trimmed:
-        mixtures = [_fit_trimmed(x[rows], o[rows], *sizes, floor, trimmed, seed) for rows in members]
-        _, believed = _fit_believed(x[some], o[some], off[some], *sizes, floor, seed)
-        sizes_of_cells = choose(believed, N_COMPONENTS)
-        of_cells = [_fit_believed(x[rows], o[rows], off[rows], *sizes_of_cells, floor, seed)[0] for rows in members]
+        off = support.off(values)[:, likelihoods.feature_columns]
+        mixtures, of_cells = fit_robust(x, o, off, members, floor, trimmed, seed)
     else:
-        mixtures = of_cells = [fit_mixture(x[rows], o[rows], *sizes, floor, seed=seed) for rows in members]
-    mixture, cell_mixture = _stacked(mixtures), _stacked(of_cells)
-    margins = _margins(x[some], o[some])
-    rows = order[:_BANK]
+        sizes = choose_mixture(x, o, ~members[0], floor, seed=seed)
+        mixtures = of_cells = [fit_mixture(x[own], o[own], *sizes, floor, seed=seed) for own in members]
+    margins = _margins(x, o)
+    rows = torch.arange(len(x), device=x.device)[:_BANK]
     if trimmed:
         rows = rows[_ordinary(x[rows], o[rows], mixtures[0], margins)]
     bank = _filled(x[rows], o[rows], mixtures[0])
-    corruption = Corruption.fit(table.values.to(dtype), table.observed, table.n_levels, some)
-    likelihoods, mixture, cell_mixture = likelihoods.to(dtype), mixture.to(dtype), cell_mixture.to(dtype)
-    parts = (likelihoods, mixture, cell_mixture, bank.to(dtype), margins.to(dtype), corruption, support)
-    density = Density(*parts, trimmed > 0)
+    parts = (_stacked(mixtures).to(dtype), _stacked(of_cells).to(dtype), bank.to(dtype), margins.to(dtype))
+    density = Density(likelihoods.to(dtype), *parts, corruption, support, trimmed > 0)
     return density, _calibrate(density, table, fold, rng), False
 
 
@@ -202,51 +185,9 @@ def _calibrate(density: Density, table: Table, fold: Tensor, rng: np.random.Gene
     return RowCalibration.fit(*(part.cpu().numpy() for part in (own, observed, fold[rows], rows)))
 
 
-def _fit_trimmed(
-    x: Tensor, o: Tensor, n_components: int, rank: int, floor: Tensor, trimmed: float, seed: int
-) -> Mixture:
-    """Mixture of the rows but the strangest, and of their cells but the strange ones, found in rounds."""
-    mixture = fit_mixture(x, o, n_components, rank, floor, seed=seed)
-    for _ in range(_ROUNDS):
-        evidence = log_evidence(x, o, mixture) / o.sum(1).clamp(min=1)
-        kept = evidence >= evidence.quantile(trimmed)
-        ordinary = o & ~_strange_features(x, o, mixture)
-        mixture = fit_mixture(x[kept], ordinary[kept], n_components, rank, floor, seed=seed)
-    return mixture
-
-
-def _fit_believed(
-    x: Tensor, o: Tensor, off: Tensor, n_components: int, rank: int, floor: Tensor, seed: int
-) -> tuple[Mixture, Tensor]:
-    """Mixture of all rows, and of their cells but the strange ones, found in rounds; and which cells it believes.
-
-    Cells `off` (n, F) the support of their column are strange from the start. Where there are such, the errors of the
-    column are known, and what else is far from the rest of its row is rare, but right.
-    """
-    known = believed = o & ~off
-    told = (o & off).any(0)
-    mixture = fit_mixture(x, believed, n_components, rank, floor, seed=seed)
-    for _ in range(_CELL_ROUNDS):
-        believed = known & (told | ~_strange_features(x, known, mixture))
-        mixture = fit_mixture(x, believed, n_components, rank, floor, seed=seed)
-    return mixture, believed
-
-
 def _stacked(members: Sequence[Mixture]) -> Mixture:
     linear = zip(*(member.linear for member in members), strict=True)
     return Mixture(torch.stack([member.log_weight for member in members]), Linear(*map(torch.stack, linear)))
-
-
-def _strange_features(x: Tensor, o: Tensor, mixture: Mixture) -> Tensor:
-    """Which cells (n, F) are far from all that the rest of their row leaves open; at most some in each row."""
-    distance = []
-    for rows in chunks(len(x), 4 * mixture.linear.W.numel()):
-        rest = leave_one_out(x[rows], o[rows], mixture)
-        nats = 0.5 * (x[rows] - rest.mean).square() / rest.variance
-        distance.append(-torch.logsumexp(rest.log_weight - nats, 0))
-    score = torch.where(o, torch.cat(distance), -math.inf)
-    rank = score.argsort(1, descending=True).argsort(1)
-    return (score > _FAR) & (rank < _HIDDEN * o.sum(1, keepdim=True))
 
 
 def _filled(x: Tensor, o: Tensor, mixture: Mixture) -> Tensor:
@@ -335,32 +276,28 @@ def cells(density: Density, values: Tensor, observed: Tensor) -> tuple[Tensor, T
     -------
     expected, score : Tensor of shape (n, D)
         The expected cell, and how strange the one that stands in `values` is: ``-log p(x_j | the believed others)``
-        and half of the log-density that it would have if it were wrong.
+        and half of the log-density that it would have if it were wrong. What is off the support of its column is as
+        much less likely.
     """
     likelihoods, (weight, linear) = density.likelihoods, density.cell_mixture
     flat = Mixture((weight - math.log(len(weight))).flatten(), Linear(*(p.flatten(0, 1) for p in linear)))
     answers, scores = [], []
     for rows in chunks(len(values), 4 * linear.W.numel()):
         wrong = density.corruption.log_density(values[rows])
+        right = density.support.log_probability(values[rows])
         said = doubtful(
-            lambda x, believed: _cells(density, flat, x, believed),
+            lambda x, believed: _cells(likelihoods, flat, x, believed),
             values[rows],
             observed[rows],
-            math.log(1 / _ERRORS - 1) - wrong,
+            math.log(1 / ERRORS - 1) - wrong + right,
             likelihoods.answer_columns,
         )
         answers.append(said.answers)
-        scores.append(_SUSPICION * wrong - said.log_density)
+        scores.append(_SUSPICION * wrong - said.log_density - right)
     return likelihoods.points(torch.cat(answers)), torch.cat(scores)
 
 
-def trimmed_share(n: int) -> float:
-    """Share of the strangest rows to leave out of a table of n rows that may hold outliers."""
-    return 0.2 if n >= _LARGE else 0.35
-
-
-def _cells(density: Density, mixture: Mixture, values: Tensor, observed: Tensor) -> Cells:
-    likelihoods = density.likelihoods
+def _cells(likelihoods: ColumnLikelihoods, mixture: Mixture, values: Tensor, observed: Tensor) -> Cells:
     columns, answer_columns = likelihoods.feature_columns, likelihoods.answer_columns
     x, o = likelihoods.features(values), observed[:, columns]
     mean, variance, log_weight = leave_one_out(x, o, mixture)
@@ -370,7 +307,7 @@ def _cells(density: Density, mixture: Mixture, values: Tensor, observed: Tensor)
         mean[..., own], variance[..., own], weight = leave_block_out(x, o, mixture, own)
         log_weight[..., j] = weight[..., 0]
     params = likelihoods.base(mean, 0.5 * variance.log())
-    log_px = likelihoods.log_prob(params, values) + density.support.log_probability(values)
+    log_px = likelihoods.log_prob(params, values)
     answers = (log_weight[..., answer_columns].exp() * likelihoods.answers(params)).sum(0)
     return Cells(answers, torch.logsumexp(log_weight + log_px, 0))
 
@@ -406,5 +343,6 @@ def from_state(tensors: Mapping[str, np.ndarray], header: Mapping, device: torch
         Mixture(arrays[f"{part}/log_weight"], Linear(*(arrays[f"{part}/{key}"] for key in Linear._fields)))
         for part in ("rows", "cells")
     )
-    parts = (kind(*(arrays[f"{part}/{key}"] for key in kind._fields)) for part, kind in _PARTS.items())
-    return Density(likelihoods, mixture, cell_mixture, arrays["bank"], arrays["margins"], *parts, header["robust"])
+    corruption, support = (kind(*(arrays[f"{name}/{key}"] for key in kind._fields)) for name, kind in _PARTS.items())
+    own = (arrays["bank"], arrays["margins"], corruption, support, header["robust"])
+    return Density(likelihoods, mixture, cell_mixture, *own)

@@ -20,6 +20,7 @@ N_COMPONENTS = (1, 4, 8, 16)
 RANKS = (1, 2, 4, 8, 12, 20)  # of a single component
 _RANK = 6  # of each of several
 _ROWS_PER_COMPONENT = 20
+_MIN_ROWS = 8  # below, one component and one factor are enough
 _CELLS = 2**22  # components times rows times features at once
 _WORST = -300.0  # log-likelihood: one row in ruins must not decide how many components there are
 
@@ -245,6 +246,8 @@ def choose_mixture(
     n_components, rank : int
     """
     n, n_features = values.shape
+    if n < _MIN_ROWS:
+        return 1, 1
     several = [(c, _RANK) for c in components if c > 1 and n >= c * _ROWS_PER_COMPONENT]
     one = 1 in components or not several
     single = [(1, rank) for rank in RANKS if rank == 1 or rank < n_features] if one else []

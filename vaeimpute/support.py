@@ -15,9 +15,9 @@ from torch import Tensor
 _DIVISORS = 10  # a step is the smallest gap between two values, or one divided by up to this
 _NEAR = 0.01  # of a step
 _FINEST = 1e-3  # step in standard deviations; finer ones drown in single precision
-_STRAY = 0.02  # share of right cells that a grid may miss
+_STRAY = 0.02  # share of right cells that may stand off a grid
 _REPEATING = 0.25  # share of new values up to which the values of a column are a list
-_TOGETHER = 100  # cells that the strays of all grids together are worth in one column
+_TOGETHER = 100  # cells that what all grids show together is worth to each
 
 
 class Support(NamedTuple):
@@ -49,30 +49,26 @@ class Support(NamedTuple):
         >>> support.log_probability(torch.tensor([[1.0], [1.05]])).squeeze()
         tensor([ 0.0000, -7.0967])
         """
-        n_columns = values.shape[1]
-        origin, step, log_off = (values.new_zeros(n_columns, dtype=torch.float64) for _ in range(3))
-        lists = [origin[:0]] * n_columns
-        strays, counts = torch.zeros_like(step), torch.zeros_like(step)
+        origin, step, log_off, strays, counts = values.new_zeros(5, values.shape[1], dtype=torch.float64)
+        lists = [origin[:0]] * values.shape[1]
         for j, levels in enumerate(n_levels):
+            if levels:
+                continue
             x = values[observed[:, j], j].double()
-            errors = wrong * len(x) + 2 * (wrong * len(x)) ** 0.5  # as many as there may well be
+            n_errors = wrong * len(x) + 2 * (wrong * len(x)) ** 0.5  # as many as there may well be
             distinct, count = x.unique(return_counts=True)
-            if levels or len(distinct) < 2:
-                continue
             start, width = _grid(distinct[count > 1])
-            off = (_distance(x, start, width) > _NEAR).sum()
-            if width and off <= _STRAY * len(x) + errors:
-                origin[j], step[j] = start, width
-                strays[j], counts[j] = (off - errors).clamp(min=0), len(x)
+            n_off = int((_distance(x, start, width) > _NEAR).sum())
+            if width and n_off <= _STRAY * len(x) + n_errors:
+                origin[j], step[j], strays[j], counts[j] = start, width, max(n_off - n_errors, 0.0), len(x)
                 continue
-            new = ((count == 1).sum() - errors).clamp(min=0)
-            unseen = (new + 1) / (len(x) + 2)  # Good and Turing
+            n_new = max(int((count == 1).sum()) - n_errors, 0.0)  # as often as values came once (Good and Turing)
+            unseen = (n_new + 1) / (len(x) + 2)
             if unseen <= _REPEATING:
-                lists[j] = distinct
-                log_off[j] = unseen.log()
+                lists[j], log_off[j] = distinct, math.log(unseen)
         rate = (strays.sum() + 1) / (counts.sum() + 2)
-        on_grid = ((strays + _TOGETHER * rate) / (counts + _TOGETHER)).log()
-        return cls(origin, step, _padded(lists), torch.where(step > 0, on_grid, log_off))
+        off_grid = ((strays + _TOGETHER * rate) / (counts + _TOGETHER)).log()
+        return cls(origin, step, _padded(lists), torch.where(step > 0, off_grid, log_off))
 
     def off(self, values: Tensor) -> Tensor:
         """Which cells (n, D) stand neither on their column's grid nor in its list."""

@@ -25,6 +25,7 @@ from vaeimpute.images import detection as images
 from vaeimpute.images.encoding import ImageEncoder
 from vaeimpute.images.fitting import Images
 from vaeimpute.images.pixels import Pixels
+from vaeimpute.robust import trimmed_share
 
 _FALSE_ALARMS = 0.05  # of ordinary rows, with contamination="auto"
 
@@ -410,7 +411,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         options = {
             "seed": seed,
             "dtype": getattr(torch, self.dtype),
-            "trimmed": detection.trimmed_share(n) if self._is_robust else 0.0,
+            "trimmed": trimmed_share(n) if self._is_robust else 0.0,
         }
         core: Any = images if isinstance(data, Images) else detection
         self.density_, self.row_calibration_, interrupted = core.fit_density(data, **options)
