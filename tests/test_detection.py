@@ -74,3 +74,14 @@ def test_a_density_comes_back():
     new, observed = torch.as_tensor(rows(50, 1)), torch.ones(50, 5, dtype=torch.bool)
     assert torch.equal(detection.row_scores(copy, new, observed), detection.row_scores(density, new, observed))
     assert torch.equal(detection.cells(copy, new, observed)[1], detection.cells(density, new, observed)[1])
+
+
+def test_errors_between_the_steps_do_not_make_rare_values_strange():
+    rng = np.random.default_rng(0)
+    x = (rng.random((1200, 4)) < 0.03).astype(float)
+    wrong = rng.random(x.shape) < 0.05
+    holed = torch.as_tensor(np.where(wrong, x + rng.uniform(0.2, 0.8, x.shape), x))
+    density = fitted(holed[:600], trimmed=0.35)
+    _, scores = detection.cells(density, holed[600:], torch.ones(600, 4, dtype=torch.bool))
+    rare = torch.as_tensor(x[600:] == 1) & ~torch.as_tensor(wrong[600:])
+    assert scores[rare].max() < scores[torch.as_tensor(wrong[600:])].min()

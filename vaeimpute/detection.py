@@ -155,10 +155,9 @@ def fit_density(
         sizes = choose_mixture(x, o, ~members[0], floor, seed=seed)
         mixtures = of_cells = [fit_mixture(x[own], o[own], *sizes, floor, seed=seed) for own in members]
     margins = _margins(x, o)
-    rows = torch.arange(len(x), device=x.device)[:_BANK]
-    if trimmed:
-        rows = rows[_ordinary(x[rows], o[rows], mixtures[0], margins)]
-    bank = _filled(x[rows], o[rows], mixtures[0])
+    x, o = x[:_BANK], o[:_BANK]
+    near = _ordinary(x, o, mixtures[0], margins) if trimmed else slice(None)
+    bank = _filled(x[near], o[near], mixtures[0])
     parts = (_stacked(mixtures).to(dtype), _stacked(of_cells).to(dtype), bank.to(dtype), margins.to(dtype))
     density = Density(likelihoods.to(dtype), *parts, corruption, support, trimmed > 0)
     return density, _calibrate(density, table, fold, rng), False

@@ -237,8 +237,9 @@ class BaseVAE(BaseEstimator, ABC):
         table of shape (n, D)
             ``-log p(x_j | rest of the row)`` with the cell hidden, in nats, and made comparable between columns: the
             imputer takes off what an ordinary cell of the column scores, the detector half of what the cell would score
-            if it were wrong. Of images, both hide the pixel's tile, and take off what an ordinary pixel there scores.
-            NaN where X has a hole. Container and index as X has them.
+            if it were wrong; it adds how rare it is that a cell does not stand where those of its column do (4.37 among
+            whole numbers). Of images, both hide the pixel's tile, and take off what an ordinary pixel there scores. NaN
+            where X has a hole. Container and index as X has them.
 
         Raises
         ------
