@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 _ATOMS = 64  # values that stand for a column of numbers
 _WIDTH = 0.2  # of a kernel around each, in standard deviations
@@ -62,8 +63,8 @@ class Corruption(NamedTuple):
                 weights.append(torch.full_like(atoms[-1], -math.log(2 * _ATOMS * _WIDTH * math.sqrt(2 * math.pi))))
         number = torch.tensor([not levels for levels in n_levels], device=values.device)
         return cls(
-            _padded(atoms, 0.0),
-            _padded(weights, -math.inf),
+            pad_sequence(atoms),
+            pad_sequence(weights, padding_value=-math.inf),
             torch.where(number, _WIDTH, 0.01).to(values),
             torch.where(number, math.log(0.5), -math.inf).to(values),
         )
@@ -73,9 +74,3 @@ class Corruption(NamedTuple):
         kernel = self.log_weight - 0.5 * ((values.unsqueeze(-2) - self.atoms) / self.width).square()
         cauchy = -(math.pi * _ANYWHERE * (1 + (values / _ANYWHERE).square())).log()
         return torch.logaddexp(kernel.logsumexp(-2), self.log_anywhere + cauchy)
-
-
-def _padded(columns: list[Tensor], value: float) -> Tensor:
-    """Vectors side by side, (longest, D), at least one long."""
-    n = max(1, *map(len, columns))
-    return torch.stack([torch.nn.functional.pad(c, (0, n - len(c)), value=value) for c in columns], 1)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 _DIVISORS = 10  # a step is the smallest gap between two values, or one divided by up to this
 _NEAR = 0.01  # of a step
@@ -50,7 +51,7 @@ class Support(NamedTuple):
         tensor([ 0.0000, -7.0967])
         """
         origin, step, log_off, strays, counts = values.new_zeros(5, values.shape[1], dtype=torch.float64)
-        lists = [origin[:0]] * values.shape[1]
+        lists = [origin.new_full((1,), math.inf)] * values.shape[1]
         for j, levels in enumerate(n_levels):
             if levels:
                 continue
@@ -68,7 +69,7 @@ class Support(NamedTuple):
                 lists[j], log_off[j] = distinct, math.log(unseen)
         rate = (strays.sum() + 1) / (counts.sum() + 2)
         off_grid = ((strays + _TOGETHER * rate) / (counts + _TOGETHER)).log()
-        return cls(origin, step, _padded(lists), torch.where(step > 0, off_grid, log_off))
+        return cls(origin, step, pad_sequence(lists, padding_value=math.inf), torch.where(step > 0, off_grid, log_off))
 
     def off(self, values: Tensor) -> Tensor:
         """Which cells (n, D) stand neither on their column's grid nor in its list."""
@@ -101,9 +102,3 @@ def _distance(values: Tensor, origin: Tensor | float, step: Tensor | float) -> T
     """From the nearest point of the grid, in steps; NaN without a grid."""
     place = (values - origin) / step
     return (place - place.round()).abs()
-
-
-def _padded(columns: list[Tensor]) -> Tensor:
-    """Vectors side by side, (longest, D), at least one long."""
-    n = max(1, *map(len, columns))
-    return torch.stack([torch.nn.functional.pad(c, (0, n - len(c)), value=math.inf) for c in columns], 1)
