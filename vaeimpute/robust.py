@@ -15,7 +15,7 @@ _LARGE = 1000  # rows from which fewer need be trimmed
 _FEW = (4,)  # components of rows: more would find one for each group of outliers
 _ROUNDS = 4  # of leaving out the strange and fitting again
 _CELL_ROUNDS = 2  # of looking for wrong cells
-_FAR = 3.0  # nats by which a strange cell is less likely than what is expected: 2.4 standard deviations
+_FAR = 4.5  # nats by which a strange cell is less likely than what is expected: three standard deviations
 _HIDDEN = 0.34  # share of a row's cells that may be strange
 
 
