@@ -37,8 +37,10 @@ def test_a_grid_of_any_origin_and_step(origin, step, seed):
 
 def test_a_grid_goes_on_where_no_value_was_seen():
     support = fitted(2 * whole_numbers(500))
-    assert log_probability(support, [-40.0, 200.0]).tolist() == [0, 0]
-    assert log_probability(support, [3.0])[0] < -5
+    seen, beyond, between = log_probability(support, [16.0, 200.0, 3.0]).tolist()
+    assert seen == 0
+    assert beyond > between + 2
+    assert between < -5
 
 
 def test_a_grid_whose_smallest_gap_is_no_step():
@@ -54,7 +56,7 @@ def test_numbers_that_do_not_repeat_have_no_support():
 def test_a_list_of_values_on_no_grid():
     values = torch.tensor([0.0, 1.0, math.sqrt(7), math.pi]).repeat(50)
     known, new = log_probability(fitted(values), [math.pi, 2.0]).tolist()
-    assert (known, new) == (0, pytest.approx(-math.log(202)))  # (0 + 1) / (200 + 2)
+    assert (known, new) == (0, pytest.approx(-0.5 * math.log(202)))  # half of (0 + 1) / (200 + 2)
 
 
 def test_classes_have_no_support():

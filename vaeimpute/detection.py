@@ -275,8 +275,8 @@ def cells(density: Density, values: Tensor, observed: Tensor) -> tuple[Tensor, T
     -------
     expected, score : Tensor of shape (n, D)
         The expected cell, and how strange the one that stands in `values` is: ``-log p(x_j | the believed others)``
-        and half of the log-density that it would have if it were wrong. What is off the support of its column is as
-        much less likely.
+        and half of the log-density that it would have if it were wrong. What stands off its column's grid, or is new
+        to it, is so much less likely.
     """
     likelihoods, (weight, linear) = density.likelihoods, density.cell_mixture
     flat = Mixture((weight - math.log(len(weight))).flatten(), Linear(*(p.flatten(0, 1) for p in linear)))

@@ -1,4 +1,4 @@
-"""Where the right cells of a column stand: on a grid, as whole numbers and prices do, or in a list of values.
+"""Where the right cells of a column stand: on a grid, as whole numbers and prices do, and among values seen before.
 
 A density of numbers does not see that 4.37 cannot be a number of children.
 """
@@ -18,11 +18,12 @@ _NEAR = 0.01  # of a step
 _FINEST = 1e-3  # step in standard deviations; finer ones drown in single precision
 _STRAY = 0.02  # share of right cells that may stand off a grid
 _REPEATING = 0.25  # share of new values up to which the values of a column are a list
+_HALF = 0.5  # of the surprise at a new value: most stand far out, and the density finds them unlikely already
 _TOGETHER = 100  # cells that what all grids show together is worth to each
 
 
 class Support(NamedTuple):
-    """Grid, list or neither for each column.
+    """A grid, a list of values, both or neither for each column.
 
     Attributes
     ----------
@@ -30,14 +31,15 @@ class Support(NamedTuple):
         Of the grids; a step of 0 is none.
     known : Tensor of shape (U, D), in float64
         Sorted values of the lists, up to inf.
-    log_off : Tensor of shape (D,)
-        Log-probability that a right cell stands elsewhere; 0 where there is neither grid nor list.
+    log_off, log_new : Tensor of shape (D,)
+        Log-probability that a right cell stands off the grid, and that its value is not in the list.
     """
 
     origin: Tensor
     step: Tensor
     known: Tensor
     log_off: Tensor
+    log_new: Tensor
 
     @classmethod
     def fit(cls, values: Tensor, observed: Tensor, n_levels: Sequence[int], wrong: float = 0.0) -> Support:
@@ -50,7 +52,7 @@ class Support(NamedTuple):
         >>> support.log_probability(torch.tensor([[1.0], [1.05]])).squeeze()
         tensor([ 0.0000, -7.0967])
         """
-        origin, step, log_off, strays, counts = values.new_zeros(5, values.shape[1], dtype=torch.float64)
+        origin, step, log_new, strays, counts = values.new_zeros(5, values.shape[1], dtype=torch.float64)
         lists = [origin.new_full((1,), math.inf)] * values.shape[1]
         for j, levels in enumerate(n_levels):
             if levels:
@@ -62,26 +64,24 @@ class Support(NamedTuple):
             n_off = int((_distance(x, start, width) > _NEAR).sum())
             if width and n_off <= _STRAY * len(x) + n_errors:
                 origin[j], step[j], strays[j], counts[j] = start, width, max(n_off - n_errors, 0.0), len(x)
-                continue
             n_new = max(int((count == 1).sum()) - n_errors, 0.0)  # as often as values came once (Good and Turing)
             unseen = (n_new + 1) / (len(x) + 2)
             if unseen <= _REPEATING:
-                lists[j], log_off[j] = distinct, math.log(unseen)
+                lists[j], log_new[j] = distinct, math.log(unseen)
         rate = (strays.sum() + 1) / (counts.sum() + 2)
-        off_grid = ((strays + _TOGETHER * rate) / (counts + _TOGETHER)).log()
-        return cls(origin, step, pad_sequence(lists, padding_value=math.inf), torch.where(step > 0, off_grid, log_off))
+        log_off = ((strays + _TOGETHER * rate) / (counts + _TOGETHER)).log()
+        return cls(origin, step, pad_sequence(lists, padding_value=math.inf), log_off, log_new)
 
     def off(self, values: Tensor) -> Tensor:
-        """Which cells (n, D) stand neither on their column's grid nor in its list."""
-        x = values.double()
-        strays = _distance(x, self.origin, self.step) > _NEAR
-        place = torch.searchsorted(self.known.T.contiguous(), x.T.contiguous()).T.clamp(max=len(self.known) - 1)
-        new = (self.known.gather(0, place) != x) & self.known[0].isfinite()
-        return torch.where(self.step > 0, strays, new)
+        """Which cells (n, D) do not stand on their column's grid."""
+        return _distance(values.double(), self.origin, self.step) > _NEAR
 
     def log_probability(self, values: Tensor) -> Tensor:
         """What standing where it does adds to the log-density of each cell (n, D), if it is right."""
-        return torch.where(self.off(values), self.log_off, 0).to(values)
+        x = values.double()
+        place = torch.searchsorted(self.known.T.contiguous(), x.T.contiguous()).T.clamp(max=len(self.known) - 1)
+        new = self.known.gather(0, place) != x
+        return torch.where(self.off(values), self.log_off, torch.where(new, _HALF * self.log_new, 0)).to(values)
 
 
 def _grid(often: Tensor) -> tuple[float, float]:
