@@ -26,8 +26,8 @@ from torch import nn
 
 from benchmarks.image_sets import HOLES
 from vaeimpute import VAEImputer, VAEOutlierDetector
-from vaeimpute.images.encoding import as_rows
-from vaeimpute.inference import latent_noise
+from vaeimpute.images.encoder import as_rows
+from vaeimpute.vae.inference import latent_noise
 
 Fill = Callable[[np.ndarray], np.ndarray]  # images, NaN in the holes -> no hole left
 Score = Callable[[np.ndarray], np.ndarray]  # images -> (n,)

@@ -24,7 +24,7 @@ def device(request):
 @pytest.fixture(scope="module")
 def short():
     """Trainings on images that take a few seconds."""
-    from vaeimpute.images import fitting
+    from vaeimpute.images import fit as fitting
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "_PASSES", 20)

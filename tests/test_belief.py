@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from vaeimpute.belief import Cells, doubtful
+from vaeimpute.anomaly.cellwise import Cells, doubtful
 
 D = 4
 LOADING = torch.tensor([1.0, -1.0, 1.0, 0.8], dtype=torch.float64)

@@ -14,7 +14,7 @@ from sklearn.datasets import load_wine
 
 import vaeimpute
 from vaeimpute.amputation import ampute
-from vaeimpute.cli import main
+from vaeimpute.cli.main import main
 
 CSV = """id,age,ok,city,weight
 1,34,True,Oslo,1.5

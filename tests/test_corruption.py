@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vaeimpute.corruption import Corruption
+from vaeimpute.anomaly.contamination import Corruption
 
 
 def fitted(values, n_levels=0, observed=None):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vaeimpute import detection
-from vaeimpute.fitting import Table
+from vaeimpute.tables import density as detection
+from vaeimpute.tables.data import Table
 
 
 def fitted(x, trimmed=0.0):

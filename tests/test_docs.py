@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from sklearn.datasets import load_wine
 
 from vaeimpute import VAEImputer
-from vaeimpute.cli import main
-from vaeimpute.images import fitting
+from vaeimpute.cli.main import main
+from vaeimpute.images import fit as fitting
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

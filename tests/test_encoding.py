@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaeimpute.codecs import CODECS
-from vaeimpute.encoding import TableEncoder
-from vaeimpute.schema import Kind
+from vaeimpute.frames.codecs import CODECS
+from vaeimpute.frames.encoder import TableEncoder
+from vaeimpute.frames.schema import Kind
 
 DAYS = [dt.datetime(2020, 1, 1), None, dt.datetime(2021, 3, 1, 12, 30)]
 WORDS, FLAGS, WHOLE, REAL = ["a", None, "b"], [True, None, False], [1, None, 3], [1.5, None, -0.0]

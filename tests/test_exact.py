@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vaeimpute import linear, objective
-from vaeimpute.fitting import Table, fit_table
-from vaeimpute.inference import draw, impute, log_evidence
-from vaeimpute.likelihoods import CellSpec
-from vaeimpute.model import JointVAE, ModelConfig
+from vaeimpute.gaussian import factor_analysis as linear
+from vaeimpute.likelihoods.families import CellSpec
+from vaeimpute.tables.data import Table
+from vaeimpute.tables.fit import fit_table
+from vaeimpute.tables.models import JointVAE, ModelConfig
+from vaeimpute.vae import objective
+from vaeimpute.vae.inference import draw, impute, log_evidence
 
 F64 = torch.float64
 M, B, D, RANK = 3, 40, 6, 2

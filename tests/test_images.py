@@ -14,12 +14,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from vaeimpute import VAEImputer, VAEOutlierDetector
-from vaeimpute.images import encoding, fitting
-from vaeimpute.images.encoding import ImageEncoder, pixel_shape
-from vaeimpute.images.model import ConditionalImageVAE, ImageConfig, JointImageVAE, shown
+from vaeimpute.images import encoder as encoding
+from vaeimpute.images import fit as fitting
+from vaeimpute.images.encoder import ImageEncoder, pixel_shape
+from vaeimpute.images.inpainting import smoothest
+from vaeimpute.images.models import ConditionalImageVAE, ImageConfig, JointImageVAE, shown
 from vaeimpute.images.networks import Painter, Seer, map_sizes, stride
-from vaeimpute.images.pixels import PIXELS, Pixels
-from vaeimpute.images.smoothing import smoothest
+from vaeimpute.likelihoods.pixels import PIXELS, Pixels
 
 SHAPES = [(8, 8, 1), (28, 28, 1), (9, 17, 3), (50, 33, 1), (64, 128, 3)]
 
@@ -491,7 +492,7 @@ def test_ctrl_c_is_told(digits, short, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vaeimpute.training._batch", stop)
+    monkeypatch.setattr("vaeimpute.training.loop._batch", stop)
     for estimator in (VAEImputer(image_shape=(8, 8)), VAEOutlierDetector(image_shape=(8, 8))):
         with pytest.warns(UserWarning, match="interrupted"):
             estimator.fit(digits[:50])

@@ -17,7 +17,7 @@ import scipy.sparse
 from sklearn.exceptions import NotFittedError
 
 from vaeimpute import VAEImputer, persistence
-from vaeimpute.estimators import _running
+from vaeimpute.training import runtime
 
 N = 30
 RNG = np.random.default_rng(0)
@@ -488,7 +488,7 @@ def test_ctrl_c_before_the_training_leaves_the_estimator_as_it_was(monkeypatch):
 @pytest.mark.parametrize("with_rich", [True, False])
 def test_verbose_shows_the_checks(monkeypatch, capsys, with_rich):
     if not with_rich:
-        monkeypatch.setattr(_running, "find_spec", lambda name: None)
+        monkeypatch.setattr(runtime, "find_spec", lambda name: None)
     imputer(verbose=1, time_budget=1).fit(big(60))
     shown = "".join(capsys.readouterr())
     assert "joint" in shown

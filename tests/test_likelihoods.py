@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaeimpute.columns import ColumnLikelihoods
-from vaeimpute.distributions import draw_index
-from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, is_discrete
+from vaeimpute.likelihoods.columns import ColumnLikelihoods
+from vaeimpute.likelihoods.distributions import draw_index
+from vaeimpute.likelihoods.families import LIKELIHOODS, CellSpec, is_discrete
 
 F64 = torch.float64
 FLOOR = -3.5

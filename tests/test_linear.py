@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import FactorAnalysis
 from torch.distributions import MultivariateNormal
 
-from vaeimpute.linear import Linear, choose_linear, conditional, fit_linear, log_likelihood, posterior
+from vaeimpute.gaussian.factor_analysis import Linear, choose_linear, conditional, fit_linear, log_likelihood, posterior
 
 F64 = torch.float64
 
@@ -155,7 +155,7 @@ def test_order_of_rows_does_not_matter():
 def test_chunks_of_rows_do_not_matter(monkeypatch):
     values, observed, _ = table(100, 5, 2)
     whole = fit_linear(values, observed, 2)
-    monkeypatch.setattr("vaeimpute.linear._CHUNK", 7)
+    monkeypatch.setattr("vaeimpute.gaussian.factor_analysis._CHUNK", 7)
     torch.testing.assert_close(tuple(fit_linear(values, observed, 2)), tuple(whole))
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from vaeimpute.linear import Linear
-from vaeimpute.mixture import (
+from vaeimpute.gaussian.factor_analysis import Linear
+from vaeimpute.gaussian.mixture import (
     Mixture,
     choose_mixture,
     fit_mixture,

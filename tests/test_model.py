@@ -8,9 +8,14 @@ import math
 import pytest
 import torch
 
-from vaeimpute import fitting, linear
-from vaeimpute.fitting import MIN_ROWS, Table, fit_table
-from vaeimpute.inference import (
+from vaeimpute.gaussian import factor_analysis as linear
+from vaeimpute.likelihoods.families import LIKELIHOODS, CellSpec
+from vaeimpute.tables import fit as fitting
+from vaeimpute.tables.data import Table
+from vaeimpute.tables.fit import MIN_ROWS, fit_table
+from vaeimpute.tables.models import ConditionalVAE, JointVAE, ModelConfig
+from vaeimpute.training.loop import Check, Clock, Plan, fit_model, held_out_misses
+from vaeimpute.vae.inference import (
     cell_log_density,
     draw,
     encode,
@@ -21,9 +26,6 @@ from vaeimpute.inference import (
     sample,
     to_state,
 )
-from vaeimpute.likelihoods import LIKELIHOODS, CellSpec
-from vaeimpute.model import JointVAE, ModelConfig
-from vaeimpute.training import Check, Clock, Plan, fit_model, held_out_misses
 
 F64 = torch.float64
 KINDS = ("numeric", "numeric", "positive", "count", "ordinal", "categorical", "boolean")
@@ -123,7 +125,7 @@ def test_a_row_does_not_depend_on_its_batch(ensemble, table, function):
 
 def test_chunks_of_rows_do_not_matter(ensemble, table, monkeypatch):
     whole = impute(ensemble, table.values, table.observed)
-    monkeypatch.setattr("vaeimpute.inference._CELLS", 1)
+    monkeypatch.setattr("vaeimpute.vae.inference._CELLS", 1)
     rows = slice(0, 7)
     torch.testing.assert_close(impute(ensemble, table.values[rows], table.observed[rows]), whole[rows])
     assert draw(ensemble, table.values[rows], table.observed[rows], 3).shape == (3, 7, 7)
@@ -204,7 +206,7 @@ def test_both_readings_have_the_same_backbone(ensemble):
 
 
 def test_the_same_seed_gives_the_same_fit(monkeypatch):
-    monkeypatch.setattr("vaeimpute.fitting._COST", 1, raising=False)  # as few steps as a plan may have
+    monkeypatch.setattr("vaeimpute.tables.fit._COST", 1, raising=False)  # as few steps as a plan may have
     table = numeric(MIN_ROWS, 2)
     states = []
     for global_seed, seed, budget in ((0, 3, None), (1, 3, None), (0, 4, 1e-9)):
@@ -217,9 +219,12 @@ def test_the_same_seed_gives_the_same_fit(monkeypatch):
     assert any((states[0][key] != states[2][key]).any() for key in states[0] if states[0][key].shape)
 
 
+MODELS = {kind.__name__: kind for kind in (JointVAE, ConditionalVAE)}
+
+
 def test_state_round_trip(ensemble, table):
     tensors, header = to_state(ensemble)
-    again = from_state(tensors, json.loads(json.dumps(header)), torch.device("cpu"))
+    again = from_state(tensors, json.loads(json.dumps(header)), torch.device("cpu"), MODELS)
     for function in (impute, log_evidence, cell_log_density):
         one, other = (function(e, table.values, table.observed) for e in (ensemble, again))
         assert torch.equal(one, other)
@@ -359,7 +364,7 @@ def test_below_forty_rows_the_linear_model_alone_answers():
     model = ensemble.conditional
     _, _, given, votes = model._ask(*(t.unsqueeze(0) for t in table[:2]), None, None, slice(None))
     torch.testing.assert_close(model.neighbours.mix(given, votes)[0], given.mean)
-    again = from_state(*to_state(ensemble), torch.device("cpu"))
+    again = from_state(*to_state(ensemble), torch.device("cpu"), MODELS)
     assert torch.equal(impute(again, *table[:2]), impute(ensemble, *table[:2]))
 
 
@@ -423,7 +428,7 @@ def test_a_fit_on_the_gpu_answers_there_and_here():
     assert_cells_are_possible(there.cpu(), table)
     assert_cells_are_possible(draw(ensemble, *on_gpu[:2], 3).cpu(), table)
     assert sample(ensemble, 5).shape == (5, 7)
-    here = from_state(*to_state(ensemble), torch.device("cpu"))
+    here = from_state(*to_state(ensemble), torch.device("cpu"), MODELS)
     torch.testing.assert_close(
         log_evidence(here, *table[:2]), log_evidence(ensemble, *on_gpu[:2]).cpu(), rtol=0, atol=0.05
     )

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from vaeimpute.inference import latent_noise
-from vaeimpute.likelihoods import CellSpec
-from vaeimpute.linear import Linear, conditional, fit_linear
-from vaeimpute.model import ConditionalVAE, ModelConfig
-from vaeimpute.neighbours import HEADS, Neighbours
-from vaeimpute.training import Check, Clock, Plan, fit_model, held_out_misses
+from vaeimpute.gaussian.factor_analysis import Linear, conditional, fit_linear
+from vaeimpute.likelihoods.families import CellSpec
+from vaeimpute.tables.models import ConditionalVAE, ModelConfig
+from vaeimpute.tables.smoother import HEADS, Neighbours
+from vaeimpute.training.loop import Check, Clock, Plan, fit_model, held_out_misses
+from vaeimpute.vae.inference import latent_noise
 
 F64 = torch.float64
 M, H, B, N, F = 3, len(HEADS), 7, 30, 5

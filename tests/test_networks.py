@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vaeimpute.networks import ResidualMLP, StackedLinear
+from vaeimpute.vae.layers import ResidualMLP, StackedLinear
 
 F64 = torch.float64
 SHAPES = [(4,), (3, 4), (2, 3, 4), (0,)]

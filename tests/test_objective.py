@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Independent, Normal, kl_divergence
 
-from vaeimpute import linear, objective
+from vaeimpute.gaussian import factor_analysis as linear
+from vaeimpute.vae import objective
 
 F64 = torch.float64
 numbers = st.floats(-50, 50)

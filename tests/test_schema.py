@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaeimpute.schema import Column, Kind, Schema, dtype_text, infer_kind, is_long_tailed, resolve_kinds, revive
+from vaeimpute.frames.schema import Column, Kind, Schema, dtype_text, infer_kind, is_long_tailed, resolve_kinds, revive
 
 names = st.one_of(st.text(), st.integers(), st.tuples(st.text(), st.integers()))
 levels = st.lists(st.one_of(st.text(), st.integers(), st.booleans(), st.floats(allow_nan=False)), max_size=4).map(tuple)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from vaeimpute.scoring import MaskCalibration, RowCalibration, column_surprise, surprise
+from vaeimpute.anomaly.calibration import MaskCalibration, RowCalibration, column_surprise, surprise
 
 
 def null_table(n, n_features, missing, seed):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaeimpute.support import Support
+from vaeimpute.anomaly.lattice import Support
 
 
 def fitted(values, n_levels=0, observed=None, wrong=0.0):

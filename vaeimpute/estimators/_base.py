@@ -16,16 +16,16 @@ from sklearn.utils._param_validation import MissingValues, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from vaeimpute import persistence
-from vaeimpute.columns import ColumnLikelihoods
-from vaeimpute.encoding import TableEncoder
 from vaeimpute.estimators._containers import check_order, checked, is_frame, like
-from vaeimpute.estimators._running import draw_seed, resolve_device
 from vaeimpute.estimators._state import LEARNED, from_learned_state, from_plain_params, learned_state, plain_params
-from vaeimpute.fitting import Table
-from vaeimpute.images.encoding import ImageEncoder, bounded, pixel_shape
-from vaeimpute.images.fitting import Images
-from vaeimpute.images.pixels import PIXELS, Pixels
-from vaeimpute.schema import Column
+from vaeimpute.frames.encoder import TableEncoder
+from vaeimpute.frames.schema import Column
+from vaeimpute.images.encoder import ImageEncoder, bounded, pixel_shape
+from vaeimpute.images.fit import Images
+from vaeimpute.likelihoods.columns import ColumnLikelihoods
+from vaeimpute.likelihoods.pixels import PIXELS, Pixels
+from vaeimpute.tables.data import Table
+from vaeimpute.training.runtime import draw_seed, resolve_device
 
 _MANY, _UNLIKE = 50, 0.8  # values of a column of classes, and the share of different ones that makes it an identifier
 

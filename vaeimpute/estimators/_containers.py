@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from vaeimpute.images.encoding import as_rows
+from vaeimpute.images.encoder import as_rows
 
 
 def is_frame(X: Any) -> bool:

@@ -13,19 +13,19 @@ from scipy.stats import false_discovery_control
 from sklearn.base import OutlierMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from vaeimpute import detection
-from vaeimpute.columns import ColumnLikelihoods
-from vaeimpute.encoding import TableEncoder
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._plots import as_columns, draw_images, draw_rows
-from vaeimpute.estimators._running import positive
 from vaeimpute.estimators._state import LEARNED
-from vaeimpute.fitting import Table
-from vaeimpute.images import detection as images
-from vaeimpute.images.encoding import ImageEncoder
-from vaeimpute.images.fitting import Images
-from vaeimpute.images.pixels import Pixels
-from vaeimpute.robust import trimmed_share
+from vaeimpute.frames.encoder import TableEncoder
+from vaeimpute.gaussian.trimmed import trimmed_share
+from vaeimpute.images import density as images
+from vaeimpute.images.encoder import ImageEncoder
+from vaeimpute.images.fit import Images
+from vaeimpute.likelihoods.columns import ColumnLikelihoods
+from vaeimpute.likelihoods.pixels import Pixels
+from vaeimpute.tables import density as detection
+from vaeimpute.tables.data import Table
+from vaeimpute.training.runtime import positive
 
 _FALSE_ALARMS = 0.05  # of ordinary rows, with contamination="auto"
 

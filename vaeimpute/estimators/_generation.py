@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from vaeimpute import inference
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._containers import repeated
-from vaeimpute.estimators._running import draw_seed, positive
-from vaeimpute.inference import Ensemble
-from vaeimpute.training import seeded
+from vaeimpute.training.loop import seeded
+from vaeimpute.training.runtime import draw_seed, positive
+from vaeimpute.vae import inference
+from vaeimpute.vae.inference import Ensemble
 
 
 class GenerativeVAE(BaseVAE):

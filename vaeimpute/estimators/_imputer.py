@@ -13,18 +13,19 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
-from vaeimpute import inference
-from vaeimpute.columns import ColumnLikelihoods
+from vaeimpute.anomaly.calibration import calibrate
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._containers import selected
 from vaeimpute.estimators._generation import GenerativeVAE
-from vaeimpute.estimators._running import positive, progress
 from vaeimpute.estimators._state import CALIBRATED, IMAGES, LEARNED
-from vaeimpute.fitting import Table, fit_table
-from vaeimpute.images import detection as images
-from vaeimpute.images.fitting import Images, fit_images
-from vaeimpute.images.pixels import Pixels
-from vaeimpute.scoring import calibrate
+from vaeimpute.images import density as images
+from vaeimpute.images.fit import Images, fit_images
+from vaeimpute.likelihoods.columns import ColumnLikelihoods
+from vaeimpute.likelihoods.pixels import Pixels
+from vaeimpute.tables.data import Table
+from vaeimpute.tables.fit import fit_table
+from vaeimpute.training.runtime import positive, progress
+from vaeimpute.vae import inference
 
 
 class VAEImputer(TransformerMixin, GenerativeVAE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -11,12 +12,15 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from vaeimpute import detection, inference
-from vaeimpute.encoding import TableEncoder
-from vaeimpute.images import detection as images
-from vaeimpute.images.encoding import ImageEncoder
-from vaeimpute.scoring import MaskCalibration, RowCalibration
-from vaeimpute.training import seeded
+from vaeimpute.anomaly.calibration import MaskCalibration, RowCalibration
+from vaeimpute.frames.encoder import TableEncoder
+from vaeimpute.images import density as images
+from vaeimpute.images.encoder import ImageEncoder
+from vaeimpute.images.models import ConditionalImageVAE, JointImageVAE
+from vaeimpute.tables import density as detection
+from vaeimpute.tables.models import ConditionalVAE, JointVAE
+from vaeimpute.training.loop import seeded
+from vaeimpute.vae import inference
 
 # What a fit of either estimator sets besides its core; each adds its own names of plain values, arrays and parts.
 LEARNED = ("n_features_in_", "feature_names_in_", "encoder_", "modelled_", "had_holes_")
@@ -33,10 +37,12 @@ def _density_from(tensors: Mapping[str, NDArray], header: Mapping, device: torch
     return (images if "config" in header else detection).from_state(tensors, header, device)
 
 
+_MODELS = {kind.__name__: kind for kind in (JointVAE, ConditionalVAE, JointImageVAE, ConditionalImageVAE)}
+
 # Parts that know how to become arrays and plain values, and how to come back: attribute -> (there, back).
 _PARTS: dict[str, tuple[Callable, Callable]] = {
     "image_mixture_": (images.mixture_state, images.mixture_from),
-    "ensemble_": (inference.to_state, inference.from_state),
+    "ensemble_": (inference.to_state, partial(inference.from_state, classes=_MODELS)),
     "density_": (_density_state, _density_from),
     "mask_calibration_": (MaskCalibration.to_state, MaskCalibration.from_state),
     "row_calibration_": (RowCalibration.to_state, RowCalibration.from_state),

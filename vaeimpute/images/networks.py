@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaeimpute.networks import has_fast_bfloat16
+from vaeimpute.vae.layers import has_fast_bfloat16
 
 _BOTTOM = 8  # pixels: the largest side of the smallest map, all of which a dense layer sees at once
 _NARROW = 32  # channels of that map on the way to the dense layer

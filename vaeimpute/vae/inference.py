@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from vaeimpute import objective
-from vaeimpute.images.model import ConditionalImageVAE, JointImageVAE
-from vaeimpute.model import ConditionalVAE, JointVAE
-from vaeimpute.reading import Reading
+from vaeimpute.vae import objective
+from vaeimpute.vae.base import Reading
 
 _CELLS = 2**21  # parameters held at once: what stays near the processor is twice as fast
 _FARTHEST, _BISECTIONS = 1000.0, 40  # of a median, in standard deviations; the search ends at 2e-9
-READINGS = {kind.__name__: kind for kind in (JointVAE, ConditionalVAE, JointImageVAE, ConditionalImageVAE)}
 
 
 class Ensemble(NamedTuple):
@@ -26,16 +23,15 @@ class Ensemble(NamedTuple):
 
     Attributes
     ----------
-    joint : JointVAE or JointImageVAE
-    conditional : ConditionalVAE or ConditionalImageVAE
+    joint, conditional : Reading
     share : Tensor of shape (D,)
         Share of the joint reading in each column's answer; the conditional one has the rest.
     spread : Tensor of shape (D,)
         Factor that brings the spread of drawn numbers to what held-out cells showed.
     """
 
-    joint: JointVAE | JointImageVAE
-    conditional: ConditionalVAE | ConditionalImageVAE
+    joint: Reading
+    conditional: Reading
     share: Tensor
     spread: Tensor
 
@@ -265,12 +261,14 @@ def to_state(ensemble: Ensemble) -> tuple[dict[str, np.ndarray], dict]:
     return {key: value.detach().cpu().numpy() for key, value in tensors.items()}, header
 
 
-def from_state(tensors: Mapping[str, np.ndarray], header: Mapping, device: torch.device) -> Ensemble:
-    """The inverse of `to_state`, on any device."""
+def from_state(
+    tensors: Mapping[str, np.ndarray], header: Mapping, device: torch.device, classes: Mapping[str, type[Reading]]
+) -> Ensemble:
+    """The inverse of `to_state`, on any device; `classes` are those of the readings by name."""
     arrays = {key: torch.tensor(value, device=device) for key, value in tensors.items()}
 
     def restored(name: str) -> Any:
-        model = READINGS[header[name]["class"]].from_header(header[name]).to(device, arrays["share"].dtype)
+        model = classes[header[name]["class"]].from_header(header[name]).to(device, arrays["share"].dtype)
         prefix = f"{name}."
         model.load_state_dict({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
         return model.eval()

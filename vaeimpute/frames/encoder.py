@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vaeimpute.codecs import CODECS, can_hold, was
-from vaeimpute.schema import (
+from vaeimpute.frames.codecs import CODECS, can_hold, was
+from vaeimpute.frames.schema import (
     Cells,
     Column,
     Kind,

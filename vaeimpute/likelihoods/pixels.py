@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaeimpute import objective
+from vaeimpute.likelihoods.distributions import normal_log_density
 
 _COMPONENTS = 3
 _LOG_SCALE = (-7.0, 1.0)  # bounds; pixels go from 0 to 1, so a scale below a quarter of a level says nothing more
@@ -73,7 +73,7 @@ class Bernoulli(PixelFamily):
 
 
 class DiscretizedLogistic(PixelFamily):
-    """Pixels of ``n_levels + 1`` equidistant levels in [0, 1], as an 8-bit image has them.
+    """Pixels of ``n_levels + 1`` equidistant levels in [0, 1], as 8-bit pixels are.
 
     A mixture of logistic distributions, each integrated over the level's interval; the first and the last level have
     all that lies beyond (Salimans et al. 2017, eq. 2). Its mean is that of the logistic clipped to [0, 1], in closed
@@ -129,7 +129,7 @@ class Gaussian(PixelFamily):
         return params[..., 0], params[..., 1].clamp(*_LOG_SCALE)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        return objective.log_density(x, *self._split(params))
+        return normal_log_density(x, *self._split(params))
 
     def cdf(self, params: Tensor, x: Tensor) -> Tensor:
         mean, log_scale = self._split(params)
@@ -148,7 +148,7 @@ PIXELS: dict[str, type[PixelFamily]] = {"boolean": Bernoulli, "count": Discretiz
 
 
 class Pixels(nn.Module):
-    """The product over all pixels of an image, with the face that the product over a table's columns has.
+    """The product over all pixels, with the face that the product over columns has.
 
     Parameters
     ----------

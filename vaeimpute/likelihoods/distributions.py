@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 from torch import distributions as dist
 
+_LOG_2PI = math.log(2 * math.pi)
 _FEW = 8  # numbers in a row
 _BESIDE = 8.0  # nats by which a value is less likely that is one step from the nearest level
 _OUTSIDE = -1e4  # log-density of the histogram beyond its bins: finite, so that no gradient is NaN
+
+
+def normal_log_density(x: Tensor, mean: Tensor | float = 0.0, log_scale: Tensor | float = 0.0) -> Tensor:
+    """Log-density of independent Gaussians, per element."""
+    log_scale = torch.as_tensor(log_scale, dtype=x.dtype, device=x.device)
+    return -0.5 * ((x - mean) * torch.exp(-log_scale)).square() - log_scale - 0.5 * _LOG_2PI
 
 
 class LevelDistribution(dist.Distribution):
@@ -69,8 +76,7 @@ class HistogramMixture(dist.Distribution):
         log_density = pick(self.logits, index) - pick(self.width.log().expand(*index.shape, -1), index)
         inside = (value >= self.low[:, 0]) & (value <= self.high)
         log_density = torch.where(inside, log_density, _OUTSIDE)
-        standard = (value - self.loc) * torch.exp(-self.log_scale)
-        log_normal = -0.5 * standard.square() - self.log_scale - 0.5 * math.log(2 * math.pi)
+        log_normal = normal_log_density(value, self.loc, self.log_scale)
         return torch.logaddexp(self.log_rest + log_normal, self.log_share + log_density)
 
     def cdf(self, value: Tensor) -> Tensor:

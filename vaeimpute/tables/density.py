@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaeimpute.belief import Cells, doubtful
-from vaeimpute.columns import ColumnLikelihoods
-from vaeimpute.corruption import Corruption
-from vaeimpute.fitting import FAMILIES, Table
-from vaeimpute.likelihoods import LIKELIHOODS, CellSpec
-from vaeimpute.linear import Linear
-from vaeimpute.mixture import (
+from vaeimpute.anomaly.calibration import RowCalibration
+from vaeimpute.anomaly.cellwise import Cells, doubtful
+from vaeimpute.anomaly.contamination import Corruption
+from vaeimpute.anomaly.lattice import Support
+from vaeimpute.gaussian.factor_analysis import Linear
+from vaeimpute.gaussian.mixture import (
     Mixture,
     choose_mixture,
     chunks,
@@ -31,9 +30,10 @@ from vaeimpute.mixture import (
     leave_one_out,
     log_evidence,
 )
-from vaeimpute.robust import ERRORS, fit_robust
-from vaeimpute.scoring import RowCalibration
-from vaeimpute.support import Support
+from vaeimpute.gaussian.trimmed import ERRORS, fit_robust
+from vaeimpute.likelihoods.columns import ColumnLikelihoods
+from vaeimpute.likelihoods.families import CellSpec
+from vaeimpute.tables.data import Table, density_specs
 
 FLOOR = 0.05  # smallest noise variance of a standardised column
 N_FOLDS = 4
@@ -134,7 +134,7 @@ def fit_density(
         Whether Ctrl-C ended a training early: there is none.
     """
     rng = np.random.default_rng(seed)
-    likelihoods = ColumnLikelihoods(_specs(table), log_scale_floor=-10.0).to(table.values.device, torch.float64)
+    likelihoods = ColumnLikelihoods(density_specs(table), log_scale_floor=-10.0).to(table.values.device, torch.float64)
     n = len(table.values)
     order = torch.as_tensor(rng.permutation(n), device=table.values.device)
     n_members = N_FOLDS if n >= _MIN_ROWS else 1
@@ -204,14 +204,6 @@ def _margins(x: Tensor, o: Tensor) -> Tensor:
     half = (high - low) / 2
     deviation = ((x - middle).square() * o).sum(0).div(o.sum(0)).sqrt()
     return torch.stack([middle, torch.where(half > _NARROW, half, deviation.clamp(min=_NARROW))])
-
-
-def _specs(table: Table) -> list[CellSpec]:
-    columns = enumerate(zip(table.kinds, table.n_levels, strict=True))
-    return [
-        LIKELIHOODS[FAMILIES[kind][0]].fit(table.values[table.observed[:, j], j].double().cpu(), n_levels)
-        for j, (kind, n_levels) in columns
-    ]
 
 
 def row_scores(density: Density, values: Tensor, observed: Tensor) -> Tensor:

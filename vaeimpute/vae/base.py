@@ -1,4 +1,4 @@
-"""A reading: what a fitted model of a table, or of images, can be asked, and how it is trained.
+"""Abstract masked VAE: importance samples, expectations, training losses.
 
 Every reading answers with the same two tensors, parameters of every cell under K draws and a log-weight per draw.
 
@@ -25,7 +25,7 @@ class Stage(NamedTuple):
 class Reading(nn.Module, ABC):
     """A stack of M masked VAEs over the cells of a row."""
 
-    likelihoods: Any  # of the cells: ColumnLikelihoods of a table, Pixels of images
+    likelihoods: Any  # the product over all cells of a row
     n_members: int
     n_latent: int  # number of latent dimensions L
     n_draws: int  # K of an answer
@@ -59,6 +59,14 @@ class Reading(nn.Module, ABC):
         params, log_w = self.draws(values, observed, noise)
         w = torch.softmax(log_w, 1).unsqueeze(-1)
         return (w * self.likelihoods.answers(params)).sum(1)
+
+    def encode(self, values: Tensor, observed: Tensor) -> Tensor:
+        """Mean of the proposal ``q(z | x_O)``, (M, B, L)."""
+        raise NotImplementedError(f"{type(self).__name__} has no latent that stands for a row.")
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Parameters (M, K, B, P) of every cell given latents (M, K, B, L)."""
+        raise NotImplementedError(f"{type(self).__name__} decodes with the observed cells beside the latent.")
 
     @abstractmethod
     def header(self) -> dict:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeimpute.schema import Cells, Column, Kind, dtype_family, label
+from vaeimpute.frames.schema import Cells, Column, Kind, dtype_family, label
 
 __all__ = ["CODECS", "Codec", "can_hold", "was"]
 

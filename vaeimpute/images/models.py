@@ -13,11 +13,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from vaeimpute import objective
+from vaeimpute.images.inpainting import smoothest
 from vaeimpute.images.networks import Painter, Seer, lowered
-from vaeimpute.images.pixels import Pixels
-from vaeimpute.images.smoothing import smoothest
-from vaeimpute.reading import Reading
+from vaeimpute.likelihoods.pixels import Pixels
+from vaeimpute.vae import objective
+from vaeimpute.vae.base import Reading
 
 _SCALES = (-6.0, 3.0)  # bounds of the log-scale of a latent
 

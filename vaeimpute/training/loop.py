@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from vaeimpute.linear import Linear
-from vaeimpute.reading import Reading, Stage
+from vaeimpute.gaussian.factor_analysis import Linear
+from vaeimpute.vae.base import Reading, Stage
 
 _MIN_GAIN = 0.005  # a network must lower the held-out error by this share of the start's
 

@@ -16,13 +16,14 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from vaeimpute import objective
-from vaeimpute.columns import ColumnLikelihoods
-from vaeimpute.likelihoods import CellSpec
-from vaeimpute.linear import Conditional, Linear, conditional, posterior
-from vaeimpute.neighbours import HEADS, Neighbours, Votes
-from vaeimpute.networks import ResidualMLP, StackedLinear
-from vaeimpute.reading import Reading, Stage
+from vaeimpute.gaussian.factor_analysis import Conditional, Linear, conditional, posterior
+from vaeimpute.likelihoods.columns import ColumnLikelihoods
+from vaeimpute.likelihoods.distributions import normal_log_density
+from vaeimpute.likelihoods.families import CellSpec
+from vaeimpute.tables.smoother import HEADS, Neighbours, Votes
+from vaeimpute.vae import objective
+from vaeimpute.vae.base import Reading, Stage
+from vaeimpute.vae.layers import ResidualMLP, StackedLinear
 
 _BANK_CHUNK = 512  # rows whose holes are filled at once: they take rank * features numbers each
 
@@ -269,7 +270,7 @@ class ConditionalVAE(MaskedVAE):
         mean, log_scale = self.neighbours.mix(given, votes)
         asked = observed.index_select(-1, self.likelihoods.feature_columns) & ~o
         typical = 0.5 * given.variance.log() + self.neighbours.log_error
-        log_px = objective.log_density(x, mean, typical) + objective.log_density(x, mean.detach(), log_scale)
+        log_px = normal_log_density(x, mean, typical) + normal_log_density(x, mean.detach(), log_scale)
         return -torch.where(asked, log_px, 0).sum(-1)
 
     def _ask(

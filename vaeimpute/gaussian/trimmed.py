@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vaeimpute.mixture import N_COMPONENTS, Mixture, choose_mixture, chunks, fit_mixture, leave_one_out, log_evidence
+from vaeimpute.gaussian.mixture import (
+    N_COMPONENTS,
+    Mixture,
+    choose_mixture,
+    chunks,
+    fit_mixture,
+    leave_one_out,
+    log_evidence,
+)
 
 ERRORS = 0.05  # share of the cells that are taken to be wrong
 _LARGE = 1000  # rows from which fewer need be trimmed

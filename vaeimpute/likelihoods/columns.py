@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, Likelihood
+from vaeimpute.likelihoods.families import LIKELIHOODS, CellSpec, Likelihood
 
 
 class ColumnLikelihoods(nn.Module):

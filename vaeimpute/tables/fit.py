@@ -6,32 +6,22 @@ Everything that a default depends on is a function of (rows, columns) and stands
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from vaeimpute.columns import ColumnLikelihoods
-from vaeimpute.inference import Ensemble, draw_per_member, latent_noise
-from vaeimpute.likelihoods import LIKELIHOODS, CellSpec, is_discrete
-from vaeimpute.linear import FLOORS, Linear, choose_linear, fit_linear
-from vaeimpute.model import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
-from vaeimpute.neighbours import HEADS
-from vaeimpute.training import Check, Clock, Fit, Folds, Plan, fit_model, refit_model, seeded, summed_per_column
+from vaeimpute.gaussian.factor_analysis import FLOORS, Linear, choose_linear, fit_linear
+from vaeimpute.likelihoods.columns import ColumnLikelihoods
+from vaeimpute.likelihoods.families import CellSpec
+from vaeimpute.tables.data import Table, cell_specs
+from vaeimpute.tables.models import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
+from vaeimpute.tables.smoother import HEADS
+from vaeimpute.training.loop import Check, Clock, Fit, Folds, Plan, fit_model, refit_model, seeded, summed_per_column
+from vaeimpute.vae.inference import Ensemble, draw_per_member, latent_noise
 
-# Kind of a column -> family in the joint and in the conditional reading. A number with few distinct values becomes
-# "levels" in both. (Kinds are strings: the model knows no tables.)
-FAMILIES = {
-    "numeric": ("gaussian", "histogram"),
-    "positive": ("gaussian", "histogram"),
-    "count": ("gaussian", "histogram"),
-    "datetime": ("gaussian", "histogram"),
-    "ordinal": ("ordinal", "ordinal"),
-    "categorical": ("categorical", "categorical"),
-    "boolean": ("categorical", "categorical"),
-}
 HELD_OUT = 0.1  # share of the observed cells that each member is asked for
 N_FOLDS = 4
 R = TypeVar("R", bound=MaskedVAE)
@@ -44,27 +34,6 @@ _ALIKE = 0.05  # squared difference of both answers, in squared errors, that say
 _EM_ROWS = 20_000  # a linear model does not improve with more
 _FEWEST_STEPS = 50
 _COST = 6e11  # floating-point operations of one training: ten to twenty seconds on a laptop's core
-
-
-class Table(NamedTuple):
-    """A table as tensors: values and observed (n, D), kind and number of levels per column."""
-
-    values: Tensor
-    observed: Tensor
-    kinds: Sequence[str]
-    n_levels: Sequence[int]
-
-
-def cell_specs(table: Table) -> tuple[list[CellSpec], list[CellSpec]]:
-    """The likelihood of each column in the joint and in the conditional reading."""
-    specs: tuple[list[CellSpec], list[CellSpec]] = ([], [])
-    for column, (kind, n_levels) in enumerate(zip(table.kinds, table.n_levels, strict=True)):
-        cells = table.values[table.observed[:, column], column].double().cpu()
-        for reading, family in zip(specs, FAMILIES[kind], strict=True):
-            if n_levels == 0 and is_discrete(cells):
-                family = "levels"
-            reading.append(LIKELIHOODS[family].fit(cells, n_levels))
-    return specs
 
 
 def fit_table(

@@ -14,7 +14,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from vaeimpute.linear import Linear, conditional, fit_linear, log_likelihood, posterior
+from vaeimpute.gaussian.factor_analysis import Linear, conditional, fit_linear, log_likelihood, posterior
 
 N_COMPONENTS = (1, 4, 8, 16)
 RANKS = (1, 2, 4, 8, 12, 20)  # of a single component

@@ -9,11 +9,11 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from vaeimpute.images.model import ConditionalImageVAE, ImageConfig, ImageVAE, JointImageVAE, shown
+from vaeimpute.images.inpainting import smoothest
+from vaeimpute.images.models import ConditionalImageVAE, ImageConfig, ImageVAE, JointImageVAE, shown
 from vaeimpute.images.networks import map_sizes
-from vaeimpute.images.smoothing import smoothest
-from vaeimpute.inference import Ensemble, latent_noise
-from vaeimpute.training import Check, Clock, Fit, Plan, fit_model, seeded
+from vaeimpute.training.loop import Check, Clock, Fit, Plan, fit_model, seeded
+from vaeimpute.vae.inference import Ensemble, latent_noise
 
 _WIDTHS, _HIDDEN, _LATENT = (48, 96), 256, 32
 _DEPTH: dict[type[ImageVAE], int] = {JointImageVAE: 1, ConditionalImageVAE: 2}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributions as dist
 
-from vaeimpute.distributions import HistogramMixture, LevelDistribution, by_level, pick
+from vaeimpute.likelihoods.distributions import HistogramMixture, LevelDistribution, by_level, pick
 
 _IMPOSSIBLE = -1e4  # logit of a level that only pads a group: finite, so that no gradient is NaN
 _FAR = 1e4  # cut point above a level that only pads a group: finite for the same reason

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaeimpute.linear import Conditional, Linear, conditional_mean
+from vaeimpute.gaussian.factor_analysis import Conditional, Linear, conditional_mean
 
 # Bandwidth of each head at the start, in standard deviations of a feature, and whether a row of the bank whose own cell
 # is unknown counts by the linear model's uncertainty of it, or by its mean as if it were known.

@@ -7,18 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-_LOG_2PI = math.log(2 * math.pi)
-
-
-def log_density(x: Tensor, mean: Tensor | float = 0.0, log_scale: Tensor | float = 0.0) -> Tensor:
-    """Log-density of independent Gaussians, per element."""
-    log_scale = torch.as_tensor(log_scale, dtype=x.dtype, device=x.device)
-    return -0.5 * ((x - mean) * torch.exp(-log_scale)).square() - log_scale - 0.5 * _LOG_2PI
+from vaeimpute.likelihoods.distributions import normal_log_density
 
 
 def log_normal(x: Tensor, mean: Tensor | float = 0.0, log_scale: Tensor | float = 0.0) -> Tensor:
     """Log-density of a diagonal Gaussian, summed over the last axis."""
-    return log_density(x, mean, log_scale).sum(-1)
+    return normal_log_density(x, mean, log_scale).sum(-1)
 
 
 def log_weights(log_px: Tensor, observed: Tensor, log_pz: Tensor, log_qz: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
-from vaeimpute.images.fitting import Held, Images, train
-from vaeimpute.images.model import ConditionalImageVAE, shown
-from vaeimpute.images.pixels import Pixels
-from vaeimpute.linear import Linear
-from vaeimpute.mixture import Mixture, fit_mixture, log_evidence
-from vaeimpute.scoring import RowCalibration, column_surprise
-from vaeimpute.training import Clock, seeded
+from vaeimpute.anomaly.calibration import RowCalibration, column_surprise
+from vaeimpute.gaussian.factor_analysis import Linear
+from vaeimpute.gaussian.mixture import Mixture, fit_mixture, log_evidence
+from vaeimpute.images.fit import Held, Images, train
+from vaeimpute.images.models import ConditionalImageVAE, shown
+from vaeimpute.likelihoods.pixels import Pixels
+from vaeimpute.training.loop import Clock, seeded
 
 _LATENTS, _COMPONENTS, _RANK = 64, 8, 12
 _ROWS_PER_COMPONENT = 200

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from vaeimpute import inference
-from vaeimpute.inference import Ensemble
+from vaeimpute.vae import inference
+from vaeimpute.vae.inference import Ensemble
 
 _BODY = 0.95  # quantile up to which a tail is counted; an exponential carries it on
 _STEPS = (0.3, 0.5, 0.7, 0.9)  # shares of observed cells between which rows are compared

@@ -1,0 +1,1 @@
+"""How unlikely is a row, or a cell: calibration, wrong cells, lattices."""

@@ -1,0 +1,1 @@
+"""A user's frame <-> arrays: dtypes, schema, cells, codecs, encoder, containers. No torch."""

@@ -1,0 +1,1 @@
+"""Closed-form Gaussian models of incomplete data."""

@@ -1,0 +1,1 @@
+"""p(x | theta): one contract for cells and pixels."""

@@ -1,0 +1,1 @@
+"""The wing of tables: data, models, defaults, fit, density."""

@@ -1,0 +1,1 @@
+"""How a model is trained: loop, schedule, runtime."""

@@ -1,0 +1,1 @@
+"""The masked variational autoencoder as such: it knows no modality."""
