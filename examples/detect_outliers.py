@@ -1,4 +1,4 @@
-"""Find strange rows with a guarantee, say which of their cells are wrong, and what they should be.
+"""Find anomalous rows with a guarantee, say which of their cells are wrong, and what they should be.
 
 Run ``python examples/detect_outliers.py [PICTURE]``; needs matplotlib.
 """

@@ -1,4 +1,4 @@
-"""Fill the holes of a table with numbers, integers and classes, and see how close the answers are to the truth.
+"""Impute the missing numbers, integers and classes of a table, and see how close they are to the truth.
 
 Run ``python examples/fill_a_table.py [PICTURE]``; needs matplotlib.
 """
@@ -24,14 +24,14 @@ table["cultivar"] = table["cultivar"].cat.rename_categories(["A", "B", "C"])
 # Hide 30% of the cells, completely at random. The table keeps its types, and knows nothing of what was there.
 numbers = table.columns.drop("cultivar")
 observed = ampute(table[numbers].assign(cultivar=table["cultivar"].cat.codes), rate=0.3, random_state=0)
-holed = table.where(observed)
-print(holed.iloc[:5, -4:].to_string())
+incomplete = table.where(observed)
+print(incomplete.iloc[:5, -4:].to_string())
 
 # The whole job: one line. Observed cells come back untouched, every column with the type that it had.
-filled = VAEImputer(random_state=0).fit(holed).impute(holed)
+filled = VAEImputer(random_state=0).fit(incomplete).impute(incomplete)
 print(filled.iloc[:5, -4:].to_string())
 assert (filled.dtypes == table.dtypes).all()
-assert filled.where(observed).equals(holed)
+assert filled.where(observed).equals(incomplete)
 
 hidden = ~observed[:, :-1]
 truth, answer = table[numbers].to_numpy(float), filled[numbers].to_numpy(float)

@@ -1,4 +1,4 @@
-"""Fill holes in images, draw new ones, find a defect, and look at the latent space.
+"""Fill missing pixels of images, draw new ones, find a defect, and look at the latent space.
 
 Run ``python examples/images.py [PICTURE]``; needs matplotlib. Faces join the digits where scikit-learn has them: run
 ``sklearn.datasets.fetch_olivetti_faces()`` once.
@@ -20,9 +20,9 @@ random = np.random.default_rng(0)
 
 def without_block(images, rows, columns):
     """The images with a rectangle gone."""
-    holed = images.astype(float)
-    holed[:, rows, columns] = np.nan
-    return holed
+    incomplete = images.astype(float)
+    incomplete[:, rows, columns] = np.nan
+    return incomplete
 
 
 def strip(images):
@@ -43,16 +43,18 @@ scattered = np.where(random.random(truth.shape) < 0.5, np.nan, truth)
 block = without_block(truth, slice(2, 6), slice(2, 7))
 fillings = [scattered, imputer.impute(scattered), block, imputer.impute(block)]
 fillings += [*imputer.impute(block, n_imputations=2, random_state=0), truth]
-for name, holed in (("half of the pixels", scattered), ("a block", block)):
-    hidden = np.isnan(holed)
-    error, means = (np.square(guess - truth)[hidden].mean() ** 0.5 for guess in (imputer.impute(holed), known.mean(0)))
+for name, incomplete in (("half of the pixels", scattered), ("a block", block)):
+    hidden = np.isnan(incomplete)
+    error, means = (
+        np.square(guess - truth)[hidden].mean() ** 0.5 for guess in (imputer.impute(incomplete), known.mean(0))
+    )
     print(f"{name}: error {error:.2f} of 16, the mean image's {means:.2f}")
 
 # 2. New digits, and latents: a few numbers that stand for a digit.
 sampled = imputer.sample(24, random_state=0)
 latents = PCA(2, random_state=0).fit_transform(imputer.encode(unseen))
 
-# 3. A defect: a scratch on the most ordinary of the digits.
+# 3. A defect: a scratch on the most normal of the digits.
 detector = VAEOutlierDetector(image_shape=(8, 8), random_state=0).fit(known)
 scratch = slice(2, 6), 7
 defect = unseen[[detector.p_values(unseen).argmax()]]
@@ -91,9 +93,11 @@ except OSError:
     print("faces: not on this machine")
 else:
     filler = VAEImputer(image_shape=(64, 64), time_budget=120, random_state=0).fit(faces[:360])
-    holed = without_block(faces[360:368], slice(20, 44), slice(8, 56))
+    incomplete = without_block(faces[360:368], slice(20, 44), slice(8, 56))
     figure, ax = plt.subplots(figsize=(12, 5), layout="constrained")
-    ax.imshow(np.concatenate([strip(row) for row in (holed, filler.impute(holed), faces[360:368])]), cmap="gray")
+    ax.imshow(
+        np.concatenate([strip(row) for row in (incomplete, filler.impute(incomplete), faces[360:368])]), cmap="gray"
+    )
     ax.set(xticks=[], yticks=[], title="Faces: hidden, filled, truth", facecolor="wheat")
     picture = picture.with_stem(f"{picture.stem}_faces")
     figure.savefig(picture, dpi=110)

@@ -19,12 +19,12 @@ picture = Path(sys.argv[1] if len(sys.argv) > 1 else "uncertainty.png")
 # 442 patients; a third of what we know about them is lost.
 table = load_diabetes(as_frame=True, scaled=False).frame.rename(columns={"target": "progression"})
 observed = ampute(table, rate=0.33, random_state=0)
-holed = table.where(observed)
+incomplete = table.where(observed)
 
-# 99 completed tables. Each is a draw from what the model believes, given the cells that are there.
-imputer = VAEImputer(random_state=0).fit(holed)
-draws = imputer.impute(holed, n_imputations=99, random_state=1)
-point = imputer.impute(holed)
+# 99 completed tables. Each is a draw from the model, given the cells that are there.
+imputer = VAEImputer(random_state=0).fit(incomplete)
+draws = imputer.impute(incomplete, n_imputations=99, random_state=1)
+point = imputer.impute(incomplete)
 
 # 1. An interval for each hidden cell. If the model knows what it does not know, 90% of the truth lies in 90% intervals.
 hidden = ~observed
@@ -45,30 +45,30 @@ def slope_of_bmi(frame):
     return coefficients[1], noise * np.linalg.inv(design.T @ design)[1, 1]
 
 
-def pooled(estimates):
+def pooled(slopes_and_variances):
     """Rubin's rules: the variance within the tables, and the variance between them."""
-    slopes, variances = np.array(estimates).T
+    slopes, variances = np.array(slopes_and_variances).T
     return slopes.mean(), variances.mean() + (1 + 1 / len(slopes)) * slopes.var(ddof=1)
 
 
-answers = {
+estimates = {
     "no cell lost (the truth)": slope_of_bmi(table),
-    "only complete rows": slope_of_bmi(holed.dropna(subset=["bmi", "age", "bp", "s5", "progression"])),
-    "column means": slope_of_bmi(holed.fillna(holed.mean())),
+    "only complete rows": slope_of_bmi(incomplete.dropna(subset=["bmi", "age", "bp", "s5", "progression"])),
+    "column means": slope_of_bmi(incomplete.fillna(incomplete.mean())),
     "one best guess, taken as data": slope_of_bmi(point),
     "99 draws, pooled": pooled([slope_of_bmi(draw) for draw in draws]),
 }
-for name, (slope, variance) in answers.items():
+for name, (slope, variance) in estimates.items():
     print(f"{name:<32}{slope:6.2f} +- {1.96 * variance**0.5:.2f}")
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained", width_ratios=[1, 1.3])
 left.plot([0, 1], [0, 1], color="0.6", linewidth=1)
 left.plot(levels, coverage, "o-")
 left.set(xlabel="interval", ylabel="share of hidden cells inside", title="Do the intervals cover?", aspect="equal")
-for row, (slope, variance) in enumerate(reversed(answers.values())):
+for row, (slope, variance) in enumerate(reversed(estimates.values())):
     right.errorbar(slope, row, xerr=1.96 * variance**0.5, fmt="o", capsize=4, color="tab:blue")
-right.axvline(answers["no cell lost (the truth)"][0], color="0.6", linewidth=1)
-right.set_yticks(range(len(answers)), reversed(answers))
+right.axvline(estimates["no cell lost (the truth)"][0], color="0.6", linewidth=1)
+right.set_yticks(range(len(estimates)), reversed(estimates))
 right.set(xlabel="slope of bmi, with its 95% interval", title="The same regression on five versions of the table")
 figure.savefig(picture, dpi=120)
 print(f"picture: {picture}")

@@ -23,13 +23,16 @@ def device(request):
 
 @pytest.fixture(scope="module")
 def short():
-    """Trainings on images that take a few seconds."""
-    from vaeimpute.images import fit as fitting
+    """Trainings on images that take a few seconds, a detector's too: the defaults, cut down."""
+    from dataclasses import replace
 
+    from vaeimpute.images import defaults
+    from vaeimpute.training.schedule import shortened
+
+    schedule, sizes = defaults.schedule, defaults.sizes
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "_PASSES", 20)
-        patch.setattr(fitting, "_FEWEST_STEPS", 60)
-        patch.setattr(fitting, "_WIDTHS", (16, 16))
+        patch.setattr(defaults, "schedule", lambda *args: shortened([schedule(*args)], 20)[0])
+        patch.setattr(defaults, "sizes", lambda *args, **named: replace(sizes(*args, **named), widths=(16, 16)))
         yield
 
 

@@ -1,6 +1,7 @@
 """A second device that keeps its numbers in ordinary memory: what would fail on a GPU fails on it, on any machine.
 
-As on a GPU, a tensor there has no `numpy`, and meets no tensor of the CPU but single numbers, and indices into it.
+As on a GPU, a tensor there has no `numpy`, meets no tensor of the CPU but single numbers, and indices into it, and is
+drawn by a generator of its own device only.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
+from weakref import WeakValueDictionary
 
 import torch
 from torch.utils import backend_registration
@@ -49,6 +51,34 @@ class Far(torch.Tensor):
         return _run(func, args, kwargs or {})
 
 
+class FarGenerator(torch.Generator):
+    """A generator of the far device: one of the CPU that draws nothing for it."""
+
+    known: ClassVar[WeakValueDictionary] = WeakValueDictionary()  # operations get another object around the same one
+
+    def __init__(self) -> None:
+        self.known[self._cdata] = self
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(NAME, 0)
+
+
+_Generator = torch.Generator
+
+
+class _AnyGenerator(type(_Generator)):
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, _Generator)
+
+
+class GeneratorOfAnyDevice(_Generator, metaclass=_AnyGenerator):
+    """`torch.Generator`, which knows the far device too; a class, since PyTorch's own annotations name it."""
+
+    def __new__(cls, device: Any = "cpu") -> torch.Generator:
+        return FarGenerator() if torch.device(device).type == NAME else _Generator(device)
+
+
 class _Everything(TorchDispatchMode):
     """Also sees what makes new tensors."""
 
@@ -63,6 +93,7 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
     if kwargs.get("device") is not None:
         far = torch.device(kwargs["device"]).type == NAME
         kwargs = kwargs | {"device": "cpu"} if far else kwargs
+    _refuse_another_generator(func, leaves, far)
     out = func(*tree_map(_near, args), **tree_map(_near, kwargs))
     given = [*args, *(kwargs.get(a.name) for a in func._schema.arguments[len(args) :])]
     written = [x for x, a in zip(given, func._schema.arguments, strict=False) if a.alias_info and a.alias_info.is_write]
@@ -82,6 +113,12 @@ def _refuse_two_devices(func: Any, args: tuple, kwargs: dict) -> None:
     near = any(not isinstance(leaf, Far) and leaf.dim() > 0 for leaf in leaves)
     if near and any(isinstance(leaf, Far) for leaf in leaves) and func not in _MOVING:
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, but found two")
+
+
+def _refuse_another_generator(func: Any, leaves: list, far: bool) -> None:
+    for leaf in leaves:
+        if isinstance(leaf, _Generator) and (leaf._cdata in FarGenerator.known) != far:
+            raise RuntimeError(f"{func}: expected a generator of the device of the tensor, but found another")
 
 
 class _Module(backend_registration._DummyBackendModule):
@@ -113,6 +150,7 @@ def far_device() -> Iterator[str]:
     with (
         mock.patch.object(torch, "tensor", _sent(torch.tensor)),
         mock.patch.object(torch, "as_tensor", _sent(torch.as_tensor)),
+        mock.patch.object(torch, "Generator", GeneratorOfAnyDevice),
         mock.patch("torch.optim.optimizer._get_fused_kernels_supported_devices", return_value=fused),
         _Everything(),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from vaeimpute.amputation import MECHANISMS, ampute
 
@@ -17,6 +18,12 @@ def table() -> np.ndarray:
     X = rng.standard_normal((2000, 3)) @ rng.standard_normal((3, 9)) + 0.3 * rng.standard_normal((2000, 9))
     X[:, 1], X[:, 2], X[:, 3] = np.exp(X[:, 1]), np.round(X[:, 2]), X[:, 3] > 0
     return X
+
+
+def logits(causes, hidden):
+    """Logits of the cells that are hidden, as a regression finds them."""
+    causes = (causes - causes.mean(axis=0)) / causes.std(axis=0)
+    return LogisticRegression(C=1e6).fit(causes, hidden).decision_function(causes)
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.5])
@@ -64,8 +71,8 @@ def test_mar_drivers_stay_observed_and_drive(table):
     observed = ampute(table, 0.3, "mar", random_state=0, drivers=[0, 4], strength=3.0)
     assert observed[:, [0, 4]].all()
     assert not observed[:, [1, 2, 3, 5, 6, 7, 8]].all(axis=0).any()
-    gaps = [abs(table[observed[:, j], 4].mean() - table[~observed[:, j], 4].mean()) for j in (1, 2, 3, 5)]
-    assert max(gaps) > 0.3 * table[:, 4].std()
+    for j in (1, 2, 3, 5, 6, 7, 8):  # a logistic function of them, whose logits have that standard deviation
+        assert logits(table[:, [0, 4]], ~observed[:, j]).std() == pytest.approx(3.0, rel=0.15)
 
 
 def test_mar_ignores_the_values_it_hides(table):
@@ -77,6 +84,15 @@ def test_mar_ignores_the_values_it_hides(table):
 
 def test_mar_leaves_a_third_of_the_columns_by_default(table):
     assert ampute(table, 0.3, "mar", random_state=0).all(axis=0).sum() == 3
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
+def test_mnar_is_a_logistic_function_of_what_it_hides(table, strength):
+    hidden = ~ampute(table, 0.3, "mnar", random_state=0, strength=strength)
+    for j in range(table.shape[1]):
+        found = logits(table[:, [j]], hidden[:, j])
+        assert found.std() == pytest.approx(strength, abs=0.3)
+        assert np.corrcoef(found, table[:, j])[0, 1] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("mechanism", ["mnar", "mnar_quantile"])

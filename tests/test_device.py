@@ -8,6 +8,7 @@ from far_device import far_device
 from numpy.testing import assert_allclose
 
 from vaeimpute import VAEImputer, VAEOutlierDetector
+from vaeimpute.training.runtime import make_generator
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of poor columns
 
@@ -50,10 +51,24 @@ def test_the_device_is_one_of_its_own(far):
         there.numpy()
 
 
-@pytest.mark.parametrize("n", [30, 120])
+def test_a_generator_draws_on_its_own_device_only(far):
+    there, here = (make_generator(0, device) for device in (far, "cpu"))
+    assert there.device.type == far
+    drawn = torch.rand(3, device=far, generator=there)
+    assert drawn.device.type == far
+    assert torch.equal(drawn.cpu(), torch.rand(3, generator=here))
+    torch.empty(3, device=far).normal_(generator=there)
+    for tensor, generator in ((torch.zeros(3), there), (torch.zeros(3, device=far), here)):
+        with pytest.raises(RuntimeError, match="expected a generator"):
+            tensor.normal_(generator=generator)
+    with pytest.raises(RuntimeError, match="expected a generator"):
+        torch.randperm(5, generator=there)
+
+
+@pytest.mark.parametrize("n", [20, pytest.param(60, marks=pytest.mark.slow)])
 def test_tables(far, tmp_path, n):
-    X = mixed(n)
-    there = VAEImputer(device=far, time_budget=4, random_state=0).fit(X)
+    X = mixed(n)[["real", "positive", "few", *(["class"] if n > 40 else ["count", "class", "size", "flag", "day"])]]
+    there = VAEImputer(device=far, max_iter=6, random_state=0).fit(X)
     there.save(tmp_path / "m")
     here = VAEImputer.load(tmp_path / "m", device="cpu")
     numbers = ["real", "positive", "few"]
@@ -68,9 +83,9 @@ def test_tables(far, tmp_path, n):
     assert there.sample(3, random_state=0).shape == (3, X.shape[1])
 
 
-@pytest.mark.parametrize("robust", [False, True])
+@pytest.mark.parametrize("robust", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_outliers(far, tmp_path, robust):
-    X = mixed(150)
+    X = mixed(30)[["real", "few", "class"]]
     there = VAEOutlierDetector(device=far, robust=robust, random_state=0).fit(X)
     there.save(tmp_path / "m")
     here = VAEOutlierDetector.load(tmp_path / "m", device="cpu")
@@ -79,22 +94,23 @@ def test_outliers(far, tmp_path, robust):
     pd.testing.assert_frame_equal(there.repair(X), here.repair(X), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["count", "numeric"])
+@pytest.mark.parametrize("kind", [pytest.param("count", marks=pytest.mark.slow), "numeric"])
 def test_images(far, short, tmp_path, kind):
-    X = np.random.default_rng(0).integers(0, 17, (40, 8, 8)).cumsum(1) % 17
-    there = VAEImputer(image_shape=(8, 8), kinds=kind, device=far, time_budget=4, random_state=0).fit(X)
+    X = np.random.default_rng(0).integers(0, 17, (40, 6, 6)).cumsum(1) % 17
+    there = VAEImputer(image_shape=(6, 6), kinds=kind, device=far, max_iter=6, random_state=0).fit(X)
     there.save(tmp_path / "m")
     here = VAEImputer.load(tmp_path / "m", device="cpu")
-    holed = X[:5].astype(float)
-    holed[:, 2:5, 2:5] = np.nan
-    assert_allclose(there.impute(holed), here.impute(holed), atol=0.01)
-    assert_allclose(there.anomaly_score(holed), here.anomaly_score(holed), atol=0.01)
-    assert there.sample(2, random_state=0).shape == (2, 8, 8)
+    incomplete = X[:5].astype(float)
+    incomplete[:, 2:5, 2:5] = np.nan
+    assert_allclose(there.impute(incomplete), here.impute(incomplete), atol=0.01)
+    assert_allclose(there.anomaly_score(incomplete), here.anomaly_score(incomplete), atol=0.01)
+    assert there.sample(2, random_state=0).shape == (2, 6, 6)
 
 
-def test_strange_images(far, short, tmp_path):
-    X = np.random.default_rng(0).integers(0, 17, (40, 8, 8)).cumsum(1) % 17
-    there = VAEOutlierDetector(image_shape=(8, 8), device=far, random_state=0).fit(X)
+@pytest.mark.slow
+def test_anomalous_images(far, short, tmp_path):
+    X = np.random.default_rng(0).integers(0, 17, (40, 6, 6)).cumsum(1) % 17
+    there = VAEOutlierDetector(image_shape=(6, 6), device=far, random_state=0).fit(X)
     there.save(tmp_path / "m")
     here = VAEOutlierDetector.load(tmp_path / "m", device="cpu")
     assert_allclose(there.anomaly_score(X), here.anomaly_score(X), atol=0.01)

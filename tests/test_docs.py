@@ -12,7 +12,6 @@ from sklearn.datasets import load_wine
 
 from vaeimpute import VAEImputer
 from vaeimpute.cli.main import main
-from vaeimpute.images import fit as fitting
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -34,15 +33,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def short_fits(monkeypatch):
     """What is shown must run; how well it then fits is for other tests."""
-    monkeypatch.setitem(VAEImputer.__init__.__kwdefaults__, "time_budget", 3)
-
-
-@pytest.fixture
-def few_steps(monkeypatch):
-    """Images by steps, not by seconds: on a slow machine there would be too few."""
-    monkeypatch.setitem(VAEImputer.__init__.__kwdefaults__, "time_budget", None)
-    for name, value in (("_PASSES", 5), ("_FEWEST_STEPS", 100), ("_WIDTHS", (16, 16))):
-        monkeypatch.setattr(fitting, name, value)
+    monkeypatch.setitem(VAEImputer.__init__.__kwdefaults__, "max_iter", 10)
 
 
 def test_readme_python_blocks_run_in_order(folder):
@@ -57,26 +48,31 @@ def test_readme_commands_run(folder):
     table = load_wine(as_frame=True).frame.iloc[:60, :4]
     table.mask(table.rank(pct=True) < 0.1).to_csv("table.csv", index=False)
     commands = [line for _, code in blocks("bash") for line in code.splitlines() if line.startswith("vaeimpute ")]
-    assert len(commands) >= 3
+    assert {command.split()[1] for command in commands} == {"impute", "score"}
     for command in commands:
-        if "--time-budget" not in command and "--model" not in command:
-            command += " --time-budget 3"
         result = CliRunner().invoke(main, shlex.split(command)[1:])
         assert result.exit_code == 0, f"{command}: {result.output}{result.exception!r}"
 
 
-def test_readme_names_only_files_that_exist():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_pages_name_only_files_that_exist(page):
+    text = (ROOT / page).read_text()
     named = set(re.findall(r"`((?:vaeimpute|tests|examples|benchmarks)/[\w/]+\.py)`", text))
-    assert named
+    assert named or page.startswith("benchmarks")
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_map_shows_every_room():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    drawn = text[text.index("level  room") :].split("```")[0]
+    for path in (ROOT / "vaeimpute").rglob("*.py"):
+        if path.stem != "__init__":
+            assert re.search(rf"(?<![a-z_]){path.stem}(?![a-z_])", drawn), path
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
-def test_example_draws_its_picture(script, folder, monkeypatch, capsys, request):
-    if script.stem == "images":
-        request.getfixturevalue("few_steps")
+def test_example_draws_its_picture(script, folder, monkeypatch, capsys):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("Agg")
     monkeypatch.setattr(sys, "argv", [str(script), "picture.png"])

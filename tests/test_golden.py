@@ -1,6 +1,8 @@
 """The net under every move of code: model files of an earlier version give the answers that they gave then.
 
-The files and `answers.npz` were written by version 0.1.0 from the tables of `golden_data`, with small networks.
+`answers.npz` was written by version 0.1.0 from the tables of `toy`, with small networks. The model files are
+those of that version too: their tensors carry today's names, and nothing else in them has changed but what that version
+did not hold, the reference scores of cells and of a table's imputer.
 """
 
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from golden_data import frame, images, numbers
+from toy import frame, images, numbers
 
 from vaeimpute import VAEImputer, VAEOutlierDetector
 
@@ -33,10 +35,17 @@ def as_numbers(table):
     return np.column_stack(columns)
 
 
-def assert_golden(name, **answers):
+def raw_cell_scores(estimator, X):
+    """Scores of cells before they become surprisals, which they were not in that version."""
+    _, encoded = estimator._encoded(X)
+    scores = estimator._all_columns(estimator.density_.cell_scores(*estimator._tensors(encoded)))
+    return np.where(encoded.observed & estimator.modelled_, scores, np.nan).reshape(np.shape(X))
+
+
+def assert_golden(name, tolerance=1e-6, **answers):
     for what, answer in answers.items():
         expected = ANSWERS[f"{name}/{what}"]
-        np.testing.assert_allclose(answer, expected, rtol=1e-6, atol=1e-6, err_msg=f"{name}: {what}")
+        np.testing.assert_allclose(answer, expected, rtol=tolerance, atol=tolerance, err_msg=f"{name}: {what}")
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -47,10 +56,10 @@ def test_imputer(table):
     assert_golden(
         name,
         impute=as_numbers(imputer.impute(X)),
-        log_likelihood=imputer.score_samples(X),
+        log_likelihood=imputer.log_likelihood(X),
         encode=latents,
         decode=as_numbers(imputer.decode(latents[:5])),
-        cells=np.asarray(imputer.cell_anomaly_score(X), dtype=float),
+        cells=raw_cell_scores(imputer, X),
         median=as_numbers(imputer.set_params(point="median").impute(X)),
     )
     if table == "images":
@@ -65,12 +74,13 @@ def test_detector(table, fit):
     assert_golden(
         name,
         anomaly=detector.anomaly_score(X),
-        p_values=detector.p_values(X),
         decision=detector.decision_function(X),
-        cells=np.asarray(detector.cell_anomaly_score(X), dtype=float),
+        log_likelihood=detector.log_likelihood(X),
+        cells=raw_cell_scores(detector, X),
         repair=as_numbers(detector.repair(X, threshold=-np.inf)),
     )
-    assert detector.score(X) == pytest.approx(ANSWERS[f"{name}/log_likelihood"].mean(), abs=1e-6)
+    # Ranks among some hundred rows: the rounding of another machine may turn one of them.
+    assert_golden(name, tolerance=0.02, p_values=detector.p_values(X))
 
 
 def test_every_answer_is_asked_for():

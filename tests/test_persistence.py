@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from vaeimpute import persistence
 
-HEADER = {"columns": ["a", "ü"], "params": {"dtype": "float32", "seed": None}, "levels": [[1, 2.5], []]}
+HEADER = {"columns": ["a", "ü"], "params": {"dtype": "float32", "seed": None}, "categories": [[1, 2.5], []]}
 
 
 @pytest.fixture
@@ -137,9 +137,22 @@ def test_a_safetensors_file_of_someone_else(tmp_path, metadata):
         persistence.load(tmp_path / "m")
 
 
-def test_another_format_version_names_both(saved, monkeypatch):
-    monkeypatch.setattr(persistence, "FORMAT_VERSION", 2)
-    with pytest.raises(ValueError, match=r"format version 1 .* reads format version 2"):
+def rewrite_metadata(path, change):
+    """The same file with other metadata."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    entries = json.loads(content[8 : 8 + length])
+    change(entries["__metadata__"])
+    text = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+def test_another_format_version_names_both(saved):
+    rewrite_metadata(saved, lambda metadata: metadata.update(format_version="99", library_version="9.9"))
+    own = persistence.FORMAT_VERSION
+    with pytest.raises(
+        ValueError, match=rf"format version 99 \(written by vaeimpute 9.9\).*reads format version {own}"
+    ):
         persistence.load(saved)
 
 
@@ -148,10 +161,147 @@ def test_damaged_file(saved):
     saved.write_bytes(content + b"tail")
     with pytest.raises(ValueError, match="is damaged"):
         persistence.load(saved)
-    (length,) = struct.unpack("<Q", content[:8])
-    entries = json.loads(content[8 : 8 + length])
-    del entries["__metadata__"]["header"]
-    text = json.dumps(entries).encode()
-    saved.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    saved.write_bytes(content)
+    rewrite_metadata(saved, lambda metadata: metadata.pop("header"))
     with pytest.raises(ValueError, match="is damaged: 'header'"):
         persistence.load(saved)
+
+
+# --- fitted modules ---------------------------------------------------------------------------------------------------
+
+
+class Leaf(persistence.Fitted):
+    """Buffers only, of any shape and dtype; one of them may be unknown."""
+
+    buffer_names = ("numbers", "counts", "flags", "unknown")
+
+
+class Tree(persistence.Fitted):
+    """Parameters whose shape is configured, a buffer, parts, and what is derived from the configuration."""
+
+    buffer_names = ("table",)
+
+    def __init__(self, width, left, right, table=None):
+        super().__init__(table=table)
+        self.width, self.left, self.right = width, left, right
+        self.layers = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.BatchNorm1d(width))
+        self.register_buffer("derived", torch.arange(width), persistent=False)
+
+    def config(self):
+        return {"width": self.width}
+
+
+CLASSES = {"Leaf": Leaf, "Tree": Tree}
+
+
+def leaf(n=3):
+    counts, flags = torch.arange(n), torch.tensor([[True], [False]])
+    return Leaf(numbers=torch.linspace(0, 1, n, dtype=torch.float64), counts=counts, flags=flags)
+
+
+def tree(left=None, right=None):
+    return Tree(2, left or leaf(), right or leaf(4), table=torch.ones(2, 3, dtype=torch.float16))
+
+
+def back(modules, change=None):
+    tensors, description = persistence.to_state(modules)
+    description = json.loads(json.dumps(description))
+    if change:
+        change(tensors, description)
+    return persistence.from_state(tensors, description, CLASSES, torch.device("cpu"))
+
+
+def assert_same_module(one, other):
+    assert type(one) is type(other)
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        assert tensor.dtype == theirs[name].dtype
+        assert torch.equal(tensor, theirs[name])
+
+
+@pytest.mark.parametrize("make", [leaf, tree, lambda: tree(tree(), tree(leaf(0)))], ids=["leaf", "tree", "trees"])
+def test_modules_come_back_with_shapes_and_dtypes(make):
+    module = make()
+    copy = back({"m": module})["m"]
+    assert_same_module(copy, module)
+    assert copy.config() == module.config()
+    assert not copy.training  # ready for predictions, not for training
+
+
+def test_modules_come_back_from_a_file(tmp_path):
+    module = tree()
+    persistence.save(tmp_path / "m", *persistence.to_state({"m": module}))
+    copy = persistence.from_state(*persistence.load(tmp_path / "m"), CLASSES, torch.device("cpu"))["m"]
+    assert_same_module(copy, module)
+
+
+def test_parameters_can_be_trained_and_buffers_not():
+    copy = back({"m": tree()})["m"]
+    assert all(isinstance(p, torch.nn.Parameter) and p.requires_grad for p in copy.layers.parameters())
+    assert not copy.table.requires_grad
+    assert copy.derived.tolist() == [0, 1]
+
+
+def test_what_is_shared_is_written_once_and_shared_again():
+    shared = leaf()
+    modules = {"one": tree(shared, shared), "two": tree(right=shared), "three": shared}
+    tensors, description = persistence.to_state(modules)
+    assert [key for key in tensors if key.endswith("numbers")] == ["one.left.numbers", "two.left.numbers"]
+    assert description["three"] == {"same": "one.left"}
+    copies = back(modules)
+    assert copies["one"].left is copies["one"].right is copies["two"].right is copies["three"]
+    assert copies["two"].left is not copies["three"]
+    for name, module in modules.items():
+        assert_same_module(copies[name], module)
+
+
+def test_a_copy_shares_no_memory():
+    module = leaf()
+    copy = back({"m": module})["m"]
+    copy.numbers[0] = 7.0
+    assert module.numbers[0] == 0
+
+
+def test_layers_take_the_precision_of_their_tensors():
+    module = tree()
+    module.layers.double()
+    copy = back({"m": module})["m"]
+    assert copy.layers(torch.ones(3, 2, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_what_was_never_learnt_stays_unknown():
+    assert back({"m": Leaf()})["m"].numbers is None
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (lambda tensors, about: about["m"].update({"class": "Bush"}), KeyError, "Bush"),
+        (lambda tensors, about: about["m"]["parts"]["left"].update({"class": "Bush"}), KeyError, "Bush"),
+        (lambda tensors, about: about["m"]["config"].update(height=3), TypeError, "height"),
+        (lambda tensors, about: about["m"]["parts"].pop("left"), TypeError, "left"),
+        (lambda tensors, about: tensors.pop("m.layers.0.weight"), KeyError, "m.layers.0.weight"),
+        (lambda tensors, about: tensors.pop("m.layers.1.running_mean"), KeyError, "m.layers.1.running_mean"),
+        (lambda tensors, about: tensors.update({"m.more": torch.ones(1)}), KeyError, "'m.more'.*have no place"),
+        (
+            lambda tensors, about: tensors.update({"m.left.numbers.more": torch.ones(1)}),
+            KeyError,
+            "'m.left.numbers.more'.*have no place",
+        ),
+        (
+            lambda tensors, about: tensors.update({"m.layers.0.weight": torch.ones(3, 2)}),
+            RuntimeError,
+            r"'m.layers.0.weight' has shape \(3, 2\), not \(2, 2\)",
+        ),
+        (lambda tensors, about: about.update(n={"same": "nobody"}), KeyError, "nobody"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, error, match):
+    with pytest.raises(error, match=match):
+        back({"m": tree()}, change)
+
+
+def test_a_buffer_that_no_class_has_is_refused():
+    with pytest.raises(TypeError, match=r"Leaf has no buffers \['height'\]"):
+        Leaf(height=torch.ones(1))

@@ -1,4 +1,4 @@
-"""Fill holes and flag strange values in tables with masked variational autoencoders.
+"""Impute missing cells and flag anomalies in tables and images with masked variational autoencoders.
 
 >>> from vaeimpute import VAEImputer
 >>> VAEImputer().get_params()["dtype"]

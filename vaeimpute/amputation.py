@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,7 +18,7 @@ def ampute(
     rate: float = 0.3,
     mechanism: str = "mcar",
     random_state: int | np.random.Generator | np.random.RandomState | None = None,
-    **options,
+    **options: Any,
 ) -> np.ndarray:
     r"""Choose cells of a complete (or incomplete) table to hide.
 
@@ -93,7 +94,9 @@ def _mar(
 ) -> np.ndarray:
     n_columns = X.shape[1]
     if n_columns < 2:
-        raise ValueError(f"mechanism 'mar' needs at least 2 columns (one to drive the holes), but got {n_columns}.")
+        raise ValueError(
+            f"mechanism 'mar' needs at least 2 columns (one to drive what is missing), but got {n_columns}."
+        )
     if drivers is None:
         drivers = rng.choice(n_columns, size=max(1, round(n_columns / 3)), replace=False)
     maskable = np.setdiff1d(np.arange(n_columns), np.asarray(drivers))

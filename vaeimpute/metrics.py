@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vaeimpute.batching import row_slices
+
 __all__ = [
     "balanced_accuracy",
     "category_error",
@@ -54,7 +56,19 @@ def nrmse(truth: ArrayLike, imputed: ArrayLike, hidden: ArrayLike) -> float:
 
 
 def column_nrmse(truth: ArrayLike, imputed: ArrayLike, hidden: ArrayLike) -> np.ndarray:
-    """`nrmse` of each column alone, shape (n_columns,); NaN where a column has nothing to judge.
+    """`nrmse` of each column alone.
+
+    Parameters
+    ----------
+    truth, imputed : array-like of shape (n_rows, n_columns)
+        The true and the completed table.
+    hidden : bool array-like of shape (n_rows, n_columns)
+        True where a cell is to be judged.
+
+    Returns
+    -------
+    ndarray of shape (n_columns,)
+        NaN where a column has nothing to judge.
 
     Examples
     --------
@@ -71,7 +85,17 @@ def nmae(truth: ArrayLike, imputed: ArrayLike, hidden: ArrayLike) -> float:
 
     .. math:: \tfrac{1}{|H|} \sum_{(i,j) \in H} |\hat x_{ij} - x_{ij}| / s_j
 
-    Parameters, units and what is counted are those of `nrmse`.
+    Parameters
+    ----------
+    truth, imputed : array-like of shape (n_rows, n_columns)
+        The true and the completed table; units and what is counted are those of `nrmse`.
+    hidden : bool array-like of shape (n_rows, n_columns)
+        True where a cell is to be judged.
+
+    Returns
+    -------
+    float
+        NaN if nothing is counted.
 
     Examples
     --------
@@ -84,7 +108,19 @@ def nmae(truth: ArrayLike, imputed: ArrayLike, hidden: ArrayLike) -> float:
 
 
 def column_nmae(truth: ArrayLike, imputed: ArrayLike, hidden: ArrayLike) -> np.ndarray:
-    """`nmae` of each column alone, shape (n_columns,); NaN where a column has nothing to judge.
+    """`nmae` of each column alone.
+
+    Parameters
+    ----------
+    truth, imputed : array-like of shape (n_rows, n_columns)
+        The true and the completed table.
+    hidden : bool array-like of shape (n_rows, n_columns)
+        True where a cell is to be judged.
+
+    Returns
+    -------
+    ndarray of shape (n_columns,)
+        NaN where a column has nothing to judge.
 
     Examples
     --------
@@ -120,7 +156,19 @@ def category_error(truth: ArrayLike, imputed: ArrayLike, hidden: ArrayLike) -> f
 
 
 def column_category_error(truth: ArrayLike, imputed: ArrayLike, hidden: ArrayLike) -> np.ndarray:
-    """`category_error` of each column alone, shape (n_columns,); NaN where a column has no hidden cell.
+    """`category_error` of each column alone.
+
+    Parameters
+    ----------
+    truth, imputed : array-like of shape (n_rows, n_columns)
+        The true and the completed table.
+    hidden : bool array-like of shape (n_rows, n_columns)
+        True where a cell is to be judged.
+
+    Returns
+    -------
+    ndarray of shape (n_columns,)
+        NaN where a column has nothing to judge.
 
     Examples
     --------
@@ -172,11 +220,12 @@ def crps_from_draws(truth: ArrayLike, draws: ArrayLike) -> np.ndarray:
     truth : array-like of shape (n_cells,)
         True values y.
     draws : array-like of shape (m, n_cells)
-        m draws of every cell.
+        Draws of every cell, m of each.
 
     Returns
     -------
     ndarray of shape (n_cells,)
+        Not negative in expectation; smaller is better.
 
     Examples
     --------
@@ -207,7 +256,7 @@ def interval_coverage(truth: ArrayLike, draws: ArrayLike, level: float = 0.9) ->
     truth : array-like of shape (n_cells,)
         True values.
     draws : array-like of shape (m, n_cells)
-        m draws of every cell.
+        Draws of every cell, m of each.
     level : float, default=0.9
         Nominal coverage.
 
@@ -235,7 +284,7 @@ def interval_width(draws: ArrayLike, level: float = 0.9) -> float:
     Parameters
     ----------
     draws : array-like of shape (m, n_cells)
-        m draws of every cell.
+        Draws of every cell, m of each.
     level : float, default=0.9
         Nominal coverage.
 
@@ -264,11 +313,14 @@ def energy_distance(A: ArrayLike, B: ArrayLike) -> float:
     Parameters
     ----------
     A : array-like of shape (n_a, n_columns)
+        Rows of one sample.
     B : array-like of shape (n_b, n_columns)
+        Rows of the other.
 
     Returns
     -------
     float
+        Not negative; smaller is more alike.
 
     Examples
     --------
@@ -293,7 +345,9 @@ def sliced_wasserstein(
     Parameters
     ----------
     A : array-like of shape (n_a, n_columns)
+        Rows of one sample.
     B : array-like of shape (n_b, n_columns)
+        Rows of the other.
     n_projections : int, default=100
         Number of directions.
     random_state : int, Generator or None, default=0
@@ -302,6 +356,7 @@ def sliced_wasserstein(
     Returns
     -------
     float
+        Not negative; smaller is more alike.
 
     Examples
     --------
@@ -378,11 +433,10 @@ def _check_rows(A: ArrayLike, B: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return A, B
 
 
-def _mean_distance(A: np.ndarray, B: np.ndarray, chunk: int = 1024) -> float:
+def _mean_distance(A: np.ndarray, B: np.ndarray) -> float:
     """Mean Euclidean distance over all pairs, in blocks of rows to bound the memory."""
     squared_b, total = (B**2).sum(axis=1), 0.0
-    for start in range(0, len(A), chunk):
-        rows = A[start : start + chunk]
-        squared = (rows**2).sum(axis=1)[:, None] + squared_b - 2 * rows @ B.T
+    for rows in row_slices(len(A), len(B)):
+        squared = (A[rows] ** 2).sum(axis=1)[:, None] + squared_b - 2 * A[rows] @ B.T
         total += float(np.sqrt(np.maximum(squared, 0.0)).sum())
     return total / (len(A) * len(B))

@@ -1,4 +1,4 @@
-"""Named arrays and a JSON header <-> one ``.safetensors`` file, written whole or not at all; never pickle."""
+"""Fitted modules <-> named arrays and JSON <-> one ``.safetensors`` file, written whole or not at all; never pickle."""
 
 from __future__ import annotations
 
@@ -7,22 +7,157 @@ import json
 import os
 import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
+from torch import nn
 
 FORMAT_NAME = "vaeimpute"
-FORMAT_VERSION = 1  # raise it when an older reader would misread the file
+FORMAT_VERSION = 2  # raise it when an older reader would misread the file
 
 # What a safetensors file can hold and NumPy can read back. bfloat16 is absent because NumPy has no such type.
 _DTYPES = frozenset(
     ["bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 )
+
+
+class Fitted(nn.Module):
+    """A fitted part of a model: tensors are its parameters and buffers, all else is in `config`.
+
+    Its constructor takes what `config` gives, and the parts that are `Fitted` themselves by their names; buffers may
+    be None until `from_state` puts them in place, whatever their shape.
+
+    Parameters
+    ----------
+    **buffers : Tensor
+        By name, of those in ``buffer_names``.
+    """
+
+    buffer_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, **buffers: torch.Tensor | None) -> None:
+        super().__init__()
+        for name in self.buffer_names:
+            self.register_buffer(name, buffers.pop(name, None))
+        if buffers:
+            raise TypeError(f"{type(self).__name__} has no buffers {sorted(buffers)}")
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments in plain values (JSON)."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], parts: Mapping[str, Any]) -> Self:
+        """A module whose tensors are not yet in place, from what `config` gave."""
+        return cls(**config, **parts)
+
+    def _fitted_parts(self) -> dict[str, Fitted]:
+        # not named_children(), which gives a part that stands under two names once
+        return {name: part for name, part in self._modules.items() if isinstance(part, Fitted)}
+
+    def _own_tensors(self) -> Iterator[tuple[nn.Module, str, str]]:
+        """Module, path and name of every tensor that a file holds, but those of the parts."""
+        parts = tuple(f"{name}." for name in self._fitted_parts())
+        for path, module in self.named_modules(remove_duplicate=False):
+            if f"{path}.".startswith(parts):
+                continue
+            for name in [*module._parameters, *module._buffers]:
+                if name not in module._non_persistent_buffers_set:
+                    yield module, path, name
+
+
+def to_state(modules: Mapping[str, Fitted]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Fitted modules by name as tensors and as plain values (JSON). What several of them share is written once.
+
+    Parameters
+    ----------
+    modules : mapping of str to Fitted
+
+    Returns
+    -------
+    tensors : dict of str to Tensor
+    description : dict
+        Class, configuration and parts of each.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    known: dict[int, str] = {}
+
+    def described(module: Fitted, path: str) -> dict[str, Any]:
+        if id(module) in known:
+            return {"same": known[id(module)]}
+        known[id(module)] = path
+        for owner, inner, name in module._own_tensors():
+            tensor = getattr(owner, name)
+            if tensor is not None:
+                tensors[".".join(filter(None, (path, inner, name)))] = tensor.detach().cpu()
+        parts = {name: described(part, f"{path}.{name}") for name, part in module._fitted_parts().items()}
+        return {"class": type(module).__name__, "config": module.config(), "parts": parts}
+
+    return tensors, {name: described(module, name) for name, module in modules.items()}
+
+
+def from_state(
+    tensors: Mapping[str, np.ndarray | torch.Tensor],
+    description: Mapping[str, Any],
+    classes: Mapping[str, type[Fitted]],
+    device: torch.device,
+) -> dict[str, Any]:
+    """The inverse of `to_state`, on any device.
+
+    Parameters
+    ----------
+    tensors, description
+        What `to_state` gave.
+    classes : mapping of str to type
+        The only ones that are built.
+    device : torch.device
+
+    Raises
+    ------
+    KeyError, TypeError, RuntimeError
+        If classes, names or shapes are not those of this version.
+    """
+    built: dict[str, Fitted] = {}
+
+    def restored(about: Mapping[str, Any], path: str) -> Fitted:
+        if "same" in about:
+            return built[about["same"]]
+        parts = {name: restored(part, f"{path}.{name}") for name, part in about["parts"].items()}
+        module = classes[about["class"]].from_config(about["config"], parts)
+        of_parts = tuple(f"{path}.{name}." for name in parts)
+        names = [key for key in tensors if key.startswith(f"{path}.") and not key.startswith(of_parts)]
+        own = {key: _copied(tensors[key]) for key in names}
+        floating = next((value.dtype for value in own.values() if value.is_floating_point()), None)
+        for child in module.children():  # what is derived from the configuration has the precision of the tensors
+            if not isinstance(child, Fitted):
+                child.to(device, floating)
+        for owner, inner, name in list(module._own_tensors()):
+            key = ".".join(filter(None, (path, inner, name)))
+            if key not in own and getattr(owner, name) is None:
+                continue
+            value = own.pop(key).to(device)
+            if name not in owner._parameters:
+                owner._buffers[name] = value
+            elif value.shape == getattr(owner, name).shape:
+                owner._parameters[name] = nn.Parameter(value)
+            else:
+                raise RuntimeError(f"'{key}' has shape {tuple(value.shape)}, not {tuple(getattr(owner, name).shape)}")
+        if own:
+            raise KeyError(f"{sorted(own)} have no place")
+        built[path] = module.eval()
+        return module
+
+    return {name: restored(about, name) for name, about in description.items()}
+
+
+def _copied(value: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """A tensor of its own: what joblib maps into memory can be read only."""
+    return value.clone() if isinstance(value, torch.Tensor) else torch.tensor(value)
 
 
 def save(

@@ -1,9 +1,10 @@
-"""Scores that can be compared: row likelihoods between masks, cell likelihoods between columns."""
+"""Scores that can be compared: surprisal of rows and of cells among reference ones, and conformal p-values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -11,27 +12,56 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from vaeimpute.vae import inference
-from vaeimpute.vae.inference import Ensemble
+from vaeimpute.persistence import Fitted
 
 _BODY = 0.95  # quantile up to which a tail is counted; an exponential carries it on
 _STEPS = (0.3, 0.5, 0.7, 0.9)  # shares of observed cells between which rows are compared
 _MIN_GROUP = 100
-_CALIBRATION_ROWS = 2000
-_SURPRISE_ROWS = 200  # the mean of a column needs no more
-_SURPRISE_PASSES = 20  # over these rows; in wide tables several columns share one
-_SURPRISE_DRAWS = 16
-_SURPRISE_CELLS = 1.5e8  # parameters decoded by all passes: some three seconds on a laptop's core
-_ORDINARY = 0.97  # share of the rows that shape the calibration by mask
+_INLIERS = 0.97  # share of the rows that shape the calibration by mask
+_QUANTILES = 4096  # of the reference cells' scores: more tell no more of a tail
+
+
+def surprisal(reference: NDArray, scores: NDArray) -> NDArray:
+    """``-log P(a reference score is at least as high)``: counted, and exponential above the reference's 95% quantile.
+
+    Parameters
+    ----------
+    reference : ndarray of shape (N,)
+    scores : ndarray of any shape
+
+    Returns
+    -------
+    ndarray
+        In nats, of the shape of `scores`.
+
+    Examples
+    --------
+    >>> surprisal(np.arange(1000.0), np.array([0.0, 499.0, 899.0, 999.0])).round(1)
+    array([0. , 0.7, 2.3, 4.9])
+    """
+    # ties count half, so that a score that all rows share is neither anomalous nor the most normal
+    values, count = np.unique(reference, return_counts=True)
+    below = (np.cumsum(count) - 0.5 * count) / (len(reference) + 1)
+    high = np.quantile(reference, _BODY)
+    excess = (reference[reference > high] - high).mean() if (reference > high).any() else 0.0
+    start = -np.log1p(-np.interp(high, values, below))
+    body = -np.log1p(-np.interp(scores, values, below))
+    return np.where(scores <= high, body, start + (scores - high) / max(excess, 1e-12))
+
+
+def baseline_nll(log_px: NDArray, observed: NDArray) -> NDArray:
+    """Average negative log-likelihood of each column's observed cells (D,): what a normal cell has."""
+    count = observed.sum(0)
+    return -np.where(observed, log_px, 0).sum(0) / np.maximum(count, 1)
 
 
 @dataclass(frozen=True)
 class MaskCalibration:
-    """Location and scale of the negative log-likelihood as functions of which cells are observed.
+    """Location and scale of a row's score as functions of which cells are observed.
 
     A raw likelihood shrinks with every missing cell. Two ridge regressions on the mask's bits, over training rows with
-    further cells hidden, predict the negative log-likelihood and its squared residual (a sum over cells, hence linear
-    with positive weights); the score is what remains, in standard deviations.
+    further cells hidden, predict the score and its squared residual (a sum over cells, hence linear with positive
+    weights); the calibrated score is what remains, in standard deviations.
 
     Attributes
     ----------
@@ -46,8 +76,8 @@ class MaskCalibration:
     floor: float
 
     @classmethod
-    def fit(cls, nll: NDArray, observed: NDArray) -> MaskCalibration:
-        """Learn from the negative log-likelihoods (n,) of rows with masks (n, D).
+    def fit(cls, score: NDArray, observed: NDArray) -> MaskCalibration:
+        """Learn from the scores (n,) of rows with masks (n, D).
 
         Examples
         --------
@@ -57,8 +87,8 @@ class MaskCalibration:
         array([ 1.,  1., -1., -1.])
         """
         bits = observed.astype(float)
-        location = Ridge(1.0).fit(bits, nll)
-        squares = (nll - location.predict(bits)) ** 2
+        location = Ridge(1.0).fit(bits, score)
+        squares = (score - location.predict(bits)) ** 2
         average = max(float(squares.mean()), 1e-12)  # the solver wants targets of ordinary size
         variance = Ridge(1.0, positive=True).fit(bits, squares / average)
         return cls(
@@ -67,192 +97,166 @@ class MaskCalibration:
             0.01 * average,
         )
 
-    def score(self, nll: NDArray, observed: NDArray) -> NDArray:
-        """Standardised negative log-likelihood (n,); 0 for a row with nothing observed."""
+    @classmethod
+    def fit_inliers(cls, score: NDArray, observed: NDArray) -> MaskCalibration:
+        """The same without the rows that score highest, whose scores have no bound."""
+        first = cls.fit(score, observed).score(score, observed)
+        kept = first <= np.quantile(first, _INLIERS)
+        return cls.fit(score[kept], observed[kept])
+
+    def score(self, score: NDArray, observed: NDArray) -> NDArray:
+        """Standardised scores (n,); 0 for a row with nothing observed."""
         bits = np.column_stack([observed, np.ones(len(observed))]).astype(float)
-        z = (nll - bits @ self.location) / np.sqrt(np.maximum(bits @ self.variance, self.floor))
+        z = (score - bits @ self.location) / np.sqrt(np.maximum(bits @ self.variance, self.floor))
         return np.where(observed.any(1), z, 0.0)
 
-    def to_state(self) -> tuple[dict[str, NDArray], dict]:
-        """As arrays and as plain numbers (JSON)."""
-        return {"location": self.location, "variance": self.variance}, {"floor": self.floor}
 
-    @classmethod
-    def from_state(cls, tensors: Mapping[str, NDArray], header: Mapping, device: object = None) -> MaskCalibration:
-        """The inverse of `to_state`."""
-        return cls(tensors["location"], tensors["variance"], header["floor"])
+class RowCalibration(Fitted):
+    """What reference rows score: makes several scores of a row one, its surprisal among these rows.
 
-
-def column_surprise(log_density: NDArray, observed: NDArray) -> NDArray:
-    """Average negative log-density of each column's observed cells (D,): what an ordinary cell scores."""
-    count = observed.sum(0)
-    return -np.where(observed, log_density, 0).sum(0) / np.maximum(count, 1)
-
-
-@dataclass(frozen=True)
-class RowCalibration:
-    """What ordinary rows score: makes several scores of a row one, and says how rare it is.
-
-    Every score (of V) is standardised for the row's mask, and then becomes a surprise: minus the log of the share of
-    ordinary rows with about as many cells observed that are at least as strange. Surprises of several scores add up
-    (Fisher's way of combining tests), and the sum is ranked among those of the ordinary rows once more.
+    Every score (of V) is standardised for the row's mask, and then becomes a surprisal: minus the log of the share of
+    reference rows with about as many cells observed that score at least as high. Surprisals of several scores add up
+    (Fisher's way of combining tests), and the sum is ranked among those of the reference rows once more.
 
     Attributes
     ----------
-    masks : tuple of MaskCalibration
-        One per score.
-    ordinary : ndarray of shape (V, N)
-        Standardised scores of the ordinary rows, by members that have not seen them.
-    group : int ndarray of shape (N,)
+    location, variance : Tensor of shape (V, D + 1)
+    floor : Tensor of shape (V,)
+        Of a `MaskCalibration` for each score.
+    reference : Tensor of shape (V, N)
+        Standardised scores of the reference rows, by members that have not seen them.
+    group : int Tensor of shape (N,)
         How many of their cells are observed, in coarse steps.
-    member : int ndarray of shape (N,)
+    member : int Tensor of shape (N,)
         The member that has not seen each of them.
-    weight : ndarray of shape (N,)
+    weight : Tensor of shape (N,)
         One divided by how often a row is among those of its group, with other cells hidden: a row is one row's worth of
         evidence.
     """
 
-    masks: tuple[MaskCalibration, ...]
-    ordinary: NDArray
-    group: NDArray
-    member: NDArray
-    weight: NDArray
+    location: Tensor
+    variance: Tensor
+    floor: Tensor
+    reference: Tensor
+    group: Tensor
+    member: Tensor
+    weight: Tensor
+
+    buffer_names = ("location", "variance", "floor", "reference", "group", "member", "weight")
 
     @classmethod
-    def fit(cls, scores: NDArray, observed: NDArray, member: NDArray, row: NDArray | None = None) -> RowCalibration:
-        """Learn from scores (V, N) of ordinary rows with masks (N, D), by members that have not seen them.
+    def fit(cls, scores: NDArray, observed: NDArray, member: NDArray, row: NDArray | None = None) -> Self:
+        """Learn from scores (V, N) of reference rows with masks (N, D), by members that have not seen them.
 
         `row` (N,) numbers the rows, where they come more than once.
         """
-        masks = tuple(_ordinary_calibration(score, observed) for score in scores)
-        standard = [mask.score(score, observed) for mask, score in zip(masks, scores, strict=True)]
+        masks = [MaskCalibration.fit_inliers(score, observed) for score in scores]
         group = _group(observed)
         numbers = np.arange(len(group)) if row is None else row
         _, place, copies = np.unique(numbers * (len(_STEPS) + 1) + group, return_inverse=True, return_counts=True)
-        return cls(masks, np.stack(standard), group, member, 1 / copies[place])
+        parts = {
+            "location": [mask.location for mask in masks],
+            "variance": [mask.variance for mask in masks],
+            "floor": [mask.floor for mask in masks],
+            "reference": [mask.score(score, observed) for mask, score in zip(masks, scores, strict=True)],
+            "group": group,
+            "member": member,
+            "weight": 1 / copies[place],
+        }
+        return cls(**{name: torch.as_tensor(np.asarray(part)) for name, part in parts.items()})
 
     def combined(self, scores: NDArray, observed: NDArray) -> NDArray:
-        """Scores (V, M, n) by each member of rows with masks (n, D) as one sum of surprises, (M, n)."""
-        standard = np.stack([mask.score(score, observed) for mask, score in zip(self.masks, scores, strict=True)])
-        total = np.zeros(standard.shape[1:])
+        """Scores (V, M, n) by each member of rows with masks (n, D) as one sum of surprisals, (M, n)."""
+        parts = zip(_array(self.location), _array(self.variance), _array(self.floor), scores, strict=True)
+        standard = [MaskCalibration(at, var, floor).score(s, observed) for at, var, floor, s in parts]
+        total = np.zeros(scores.shape[1:])
         for like, rows in self._groups(observed):
-            total[:, rows] = sum(surprise(o[like], s[:, rows]) for o, s in zip(self.ordinary, standard, strict=True))
+            pairs = zip(_array(self.reference), standard, strict=True)
+            total[:, rows] = sum(surprisal(reference[like], s[:, rows]) for reference, s in pairs)
         return total
 
-    def rarity(self, combined: NDArray, observed: NDArray) -> NDArray:
-        """How surprising the combined scores (M, n) are, averaged over the members: (n,), in nats."""
+    def surprisal(self, combined: NDArray, observed: NDArray) -> NDArray:
+        """Surprisal of combined scores (M, n), averaged over the members: (n,), in nats."""
         out = np.zeros(combined.shape[1])
         for like, rows in self._groups(observed):
-            out[rows] = surprise(self._combined_ordinary(like), combined[:, rows].mean(0))
+            out[rows] = surprisal(self._combined_reference(like), combined[:, rows].mean(0))
         return out
 
     def quantile(self, level: float) -> float:
-        """Surprise that a share `level` of new ordinary rows stays below: nats. (Of few rows it is the largest.)"""
-        everyone = np.ones(len(self.member), dtype=bool)
-        ordinary = self._combined_ordinary(everyone)
-        n = self.weight.sum()
-        return float(surprise(ordinary, np.quantile(ordinary, min(1.0, level * (n + 1) / n))))
+        """Surprisal in nats that a share `level` of new reference rows stays below; of few rows it is the largest."""
+        weight = _array(self.weight)
+        reference = self._combined_reference(np.ones(len(weight), dtype=bool))
+        n = weight.sum()
+        return float(surprisal(reference, np.quantile(reference, min(1.0, level * (n + 1) / n))))
 
     def p_values(self, combined: NDArray, observed: NDArray) -> NDArray:
         """Conformal p-values (n,) of combined scores (M, n).
 
-        ``(1 + #{ordinary rows at least as strange}) / (N + 1)``, where each member counts among the rows that it has
-        not seen (cross-conformal; Vovk 2015), those with about as many cells observed (Mondrian; Vovk et al. 2005).
+        ``(1 + #{reference rows that score at least as high}) / (N + 1)``, where each member counts among the rows that
+        it has not seen (cross-conformal; Vovk 2015), those with about as many cells observed (Mondrian; Vovk et al.
+        2005).
         """
         out = np.ones(combined.shape[1])
+        members, weights = _array(self.member), _array(self.weight)
         for like, rows in self._groups(observed):
-            ordinary, member, weight = self._combined_ordinary(like), self.member[like], self.weight[like]
+            reference, member, weight = self._combined_reference(like), members[like], weights[like]
             count = np.zeros(rows.sum())
             for m, score in enumerate(combined[:, rows]):
                 own = np.flatnonzero(member == m)
-                own = own[np.argsort(-ordinary[own])]
+                own = own[np.argsort(-reference[own])]
                 above = np.append(0, np.cumsum(weight[own]))
-                count += above[np.searchsorted(-ordinary[own], -score, side="right")]
+                count += above[np.searchsorted(-reference[own], -score, side="right")]
             out[rows] = np.minimum((1 + count) / (weight.sum() + 1), 1)  # 1 but for rounding
         return out
 
-    def to_state(self) -> tuple[dict[str, NDArray], dict]:
-        """As arrays and as plain numbers (JSON)."""
-        tensors = {name: getattr(self, name) for name in ("ordinary", "group", "member", "weight")}
-        tensors |= {name: np.stack([getattr(mask, name) for mask in self.masks]) for name in ("location", "variance")}
-        return tensors, {"floors": [mask.floor for mask in self.masks]}
-
-    @classmethod
-    def from_state(cls, tensors: Mapping[str, NDArray], header: Mapping, device: object = None) -> RowCalibration:
-        """The inverse of `to_state`."""
-        masks = zip(tensors["location"], tensors["variance"], header["floors"], strict=True)
-        parts = (tensors[name] for name in ("ordinary", "group", "member", "weight"))
-        return cls(tuple(MaskCalibration(*mask) for mask in masks), *parts)
-
-    def _combined_ordinary(self, like: NDArray) -> NDArray:
-        return sum((surprise(own[like], own[like]) for own in self.ordinary), np.zeros(like.sum()))
+    def _combined_reference(self, like: NDArray) -> NDArray:
+        return sum((surprisal(own[like], own[like]) for own in _array(self.reference)), np.zeros(like.sum()))
 
     def _groups(self, observed: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
-        """Per group of the rows with masks (n, D): the ordinary rows that are like them, and the rows."""
-        group = _group(observed)
+        """Per group of the rows with masks (n, D): the reference rows that are like them, and the rows."""
+        group, known = _group(observed), _array(self.group)
         for g in np.unique(group):
-            distance = np.abs(self.group - g)
+            distance = np.abs(known - g)
             like = next(
                 (distance <= d for d in range(len(_STEPS)) if (distance <= d).sum() >= _MIN_GROUP), distance >= 0
             )
             yield like, group == g
 
 
+class CellCalibration(Fitted):
+    """What reference cells score, of all columns together: makes a cell's score its surprisal among them.
+
+    Attributes
+    ----------
+    reference : Tensor of shape (Q,)
+        Quantiles of their scores, evenly spaced.
+    """
+
+    reference: Tensor
+
+    buffer_names = ("reference",)
+
+    @classmethod
+    def fit(cls, scores: NDArray) -> Self:
+        """Learn from scores (N,) of cells that are as they should be.
+
+        Examples
+        --------
+        >>> CellCalibration.fit(np.arange(10_000.0)).surprisal(torch.tensor([5000.0, 9900.0])).round(decimals=1)
+        tensor([0.7000, 4.6000])
+        """
+        ordered = np.sort(scores) if len(scores) else np.zeros(1)
+        places = np.linspace(0, len(ordered) - 1, min(len(ordered), _QUANTILES)).round().astype(int)
+        return cls(reference=torch.as_tensor(ordered[places]))
+
+    def surprisal(self, scores: Tensor) -> Tensor:
+        """``-log P(a reference cell scores at least as high)``, of the shape of `scores`, in nats."""
+        return torch.as_tensor(surprisal(_array(self.reference), _array(scores))).to(scores)
+
+
 def _group(observed: NDArray) -> NDArray:
     return np.digitize(observed.mean(1), _STEPS)
 
 
-def _ordinary_calibration(score: NDArray, observed: NDArray) -> MaskCalibration:
-    """Without the strangest rows, whose scores have no bound."""
-    first = MaskCalibration.fit(score, observed).score(score, observed)
-    kept = first <= np.quantile(first, _ORDINARY)
-    return MaskCalibration.fit(score[kept], observed[kept])
-
-
-def surprise(ordinary: NDArray, scores: NDArray) -> NDArray:
-    """``-log P(an ordinary score is at least as high)``: counted, and exponential above the ordinary 95% quantile.
-
-    Parameters
-    ----------
-    ordinary : ndarray of shape (N,)
-    scores : ndarray of any shape
-
-    Examples
-    --------
-    >>> surprise(np.arange(1000.0), np.array([0.0, 499.0, 899.0, 999.0])).round(1)
-    array([0. , 0.7, 2.3, 4.9])
-    """
-    # ties count half, so that a score that all rows share is neither strange nor the most ordinary
-    values, count = np.unique(ordinary, return_counts=True)
-    below = (np.cumsum(count) - 0.5 * count) / (len(ordinary) + 1)
-    high = np.quantile(ordinary, _BODY)
-    excess = (ordinary[ordinary > high] - high).mean() if (ordinary > high).any() else 0.0
-    start = -np.log1p(-np.interp(high, values, below))
-    body = -np.log1p(-np.interp(scores, values, below))
-    return np.where(scores <= high, body, start + (scores - high) / max(excess, 1e-12))
-
-
-def calibrate(ensemble: Ensemble, values: Tensor, observed: Tensor, seed: int) -> tuple[MaskCalibration, NDArray]:
-    """Location and scale of row scores by mask, and the ordinary surprise of each column's cells.
-
-    Parameters
-    ----------
-    ensemble : Ensemble
-    values, observed : Tensor of shape (n, D)
-        The training table.
-    seed : int
-    """
-    rng = np.random.default_rng(seed)
-    rows = torch.as_tensor(rng.permutation(len(values))[:_CALIBRATION_ROWS], device=values.device)
-    values, observed = values[rows].to(ensemble.share), observed[rows]
-    n_passes = min(values.shape[1], _SURPRISE_PASSES)
-    affordable = int(_SURPRISE_CELLS / (n_passes * ensemble.joint.cells_per_row(_SURPRISE_DRAWS)))
-    few = slice(0, max(20, min(_SURPRISE_ROWS, affordable)))
-    # Columns that are hidden together are others in every row: two that tell one another must not always be.
-    order = torch.as_tensor(rng.random(values[few].shape).argsort(1), device=values.device)
-    log_density = inference.cell_log_density(ensemble, values[few], observed[few], _SURPRISE_DRAWS, n_passes, order)
-    surprise = column_surprise(log_density.double().cpu().numpy(), observed[few].cpu().numpy())
-    rate = rng.uniform(0, 0.8, (len(rows), 1)) * (rng.random((len(rows), 1)) < 0.75)
-    kept = observed & torch.as_tensor(rng.random(observed.shape) >= rate).to(observed.device)
-    nll = -inference.log_evidence(ensemble, values, kept)
-    return MaskCalibration.fit(nll.double().cpu().numpy(), kept.cpu().numpy()), surprise
+def _array(tensor: Tensor) -> NDArray:
+    return tensor.detach().cpu().numpy()

@@ -1,41 +1,34 @@
-"""VAEOutlierDetector: find strange rows and strange cells of a table or of images, and say what they should be."""
+"""VAEOutlierDetector: find anomalous rows and cells of a table or of images, and say what they should be."""
 
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from narwhals.typing import IntoDataFrame, IntoDataFrameT
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control
 from sklearn.base import OutlierMixin
-from sklearn.utils._param_validation import Interval, StrOptions
 
+from vaeimpute.anomaly.density import FittedModels
 from vaeimpute.estimators._base import BaseVAE
-from vaeimpute.estimators._plots import as_columns, draw_images, draw_rows
-from vaeimpute.estimators._state import LEARNED
-from vaeimpute.frames.encoder import TableEncoder
-from vaeimpute.gaussian.trimmed import trimmed_share
-from vaeimpute.images import density as images
-from vaeimpute.images.encoder import ImageEncoder
-from vaeimpute.images.fit import Images
-from vaeimpute.likelihoods.columns import ColumnLikelihoods
-from vaeimpute.likelihoods.pixels import Pixels
-from vaeimpute.tables import density as detection
-from vaeimpute.tables.data import Table
-from vaeimpute.training.runtime import positive
+from vaeimpute.estimators._sklearn_compat import Interval, StrOptions
+from vaeimpute.estimators._validation import check_positive
+from vaeimpute.frames.containers import as_columns
+from vaeimpute.frames.encoded import Encoded
 
-_FALSE_ALARMS = 0.05  # of ordinary rows, with contamination="auto"
+_FALSE_ALARMS = 0.05  # of inliers, with contamination="auto"
 
 
 class VAEOutlierDetector(OutlierMixin, BaseVAE):
-    """Find strange rows, and the strange cells in them, in a mixed-type table with holes.
+    """Find anomalous rows, and the anomalous cells in them, in a mixed-type table with missing cells.
 
     Rows are scored by their likelihood under a mixture of linear VAEs, solved exactly on the observed cells, and by the
-    distance to their nearest neighbours. Four members, each blind to a quarter of the rows, tell what ordinary rows
-    score; a row's score says how rare it would be among them. Cells are scored by how much less likely the rest of
+    distance to their nearest neighbours. Four members, each blind to a quarter of the rows, tell what reference rows
+    score; a row's score is its surprisal among them. Cells are scored by how much less likely the rest of
     their row makes them than a wrong cell would be; cells that are likely wrong have as little say in that.
 
     Images are scored by a few numbers that stand for them, under such a mixture, and by what these leave over; their
@@ -45,13 +38,13 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
     ----------
     contamination : "auto" or float in (0, 0.5], default="auto"
         Share of outliers in the training table: so many of its rows are flagged. "auto" takes the training rows as
-        ordinary, and flags what is stranger than 95% of such rows.
+        inliers, and flags what is more anomalous than 95% of such rows.
     robust : "auto" or bool, default="auto"
-        Whether to fit to the bulk of the training rows only, because some of them are strange themselves. "auto" does
+        Whether to fit to the bulk of the training rows only, because some of them are outliers themselves. "auto" does
         so when `contamination` is a number.
     image_shape : tuple of int, default=None
         ``(height, width)`` or ``(height, width, channels)`` if X holds images: an array ``(n, H * W * C)``,
-        ``(n, H, W)`` or ``(n, H, W, C)``, of integers or floats. Answers come in the same layout and dtype. Of
+        ``(n, H, W)`` or ``(n, H, W, C)``, of integers or floats. What comes back has the same layout and dtype. Of
         more than 400 million pixels, memory-mapped or not, a random part is learnt from. None for tables.
     networks : {"auto", "mlp"}, default="auto"
         With `image_shape`: "auto" convolves, "mlp" takes every pixel as a column of a table.
@@ -98,7 +91,6 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "robust": [StrOptions({"auto"}), "boolean"],
     }
-    _learned: ClassVar[tuple[str, ...]] = (*LEARNED, "density_", "row_calibration_", "offset_", "n_components_")
 
     def __init__(
         self,
@@ -123,14 +115,15 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         self.device = device
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> VAEOutlierDetector:
-        """Learn what ordinary rows look like.
+    def fit(self, X: IntoDataFrame | ArrayLike, y: Any = None) -> Self:
+        """Learn what normal rows look like.
 
         Parameters
         ----------
         X : table of shape (n, D)
-            pandas, polars or pyarrow, or an array; holes are allowed everywhere. Never changed.
+            As pandas, polars or pyarrow has it, or an array; cells may be missing everywhere. Never changed.
         y : ignored
+            Not used; scikit-learn's interface asks for it.
 
         Returns
         -------
@@ -150,16 +143,18 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         self._fit(X)
         return self
 
-    def score_samples(self, X: Any) -> NDArray:
-        """The opposite of `anomaly_score`: higher is more ordinary, as scikit-learn's detectors have it.
+    def score_samples(self, X: IntoDataFrame | ArrayLike) -> NDArray:
+        """The opposite of `anomaly_score`: higher is more normal, as scikit-learn's detectors have it.
 
         Parameters
         ----------
         X : table of shape (n, D)
+            Rows with the columns of the training table; cells may be missing.
 
         Returns
         -------
         ndarray of shape (n,)
+            Higher is more normal.
 
         Raises
         ------
@@ -175,16 +170,18 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         """
         return -self.anomaly_score(X)
 
-    def decision_function(self, X: Any) -> NDArray:
+    def decision_function(self, X: IntoDataFrame | ArrayLike) -> NDArray:
         """``score_samples(X) - offset_``: negative for outliers.
 
         Parameters
         ----------
         X : table of shape (n, D)
+            Rows with the columns of the training table; cells may be missing.
 
         Returns
         -------
         ndarray of shape (n,)
+            Negative for outliers.
 
         Raises
         ------
@@ -199,16 +196,18 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         """
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: Any) -> NDArray:
-        """1 for ordinary rows, -1 for outliers.
+    def predict(self, X: IntoDataFrame | ArrayLike) -> NDArray:
+        """1 for inliers, -1 for outliers.
 
         Parameters
         ----------
         X : table of shape (n, D)
+            Rows with the columns of the training table; cells may be missing.
 
         Returns
         -------
         int ndarray of shape (n,)
+            1 or -1 for each row.
 
         Raises
         ------
@@ -223,16 +222,17 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         """
         return np.where(self.decision_function(X) < 0, -1, 1)
 
-    def p_values(self, X: Any) -> NDArray:
-        """Conformal p-values: how likely a new ordinary row is to be at least as strange.
+    def p_values(self, X: IntoDataFrame | ArrayLike) -> NDArray:
+        """Conformal p-values: how likely a new inlier is to be at least as anomalous.
 
         Each row is compared with training rows that the scoring member has not seen, and that have about as many cells
         observed. For new rows like the training rows they are uniform; rows of the training table itself were seen by
-        some members, and look a little too ordinary.
+        some members, and look a little too normal.
 
         Parameters
         ----------
         X : table of shape (n, D)
+            Rows with the columns of the training table; cells may be missing.
 
         Returns
         -------
@@ -252,16 +252,16 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         >>> bool(0.03 < (p <= 0.05).mean() < 0.07)
         True
         """
-        _, values, observed = self._encoded(X)
-        combined, observed = self._combined(*self._tensors(values, observed))
-        return self.row_calibration_.p_values(combined, observed)
+        _, encoded = self._encoded(X)
+        return self.density_.p_values(*self._tensors(encoded))
 
-    def select(self, X: Any, fdr: float = 0.1) -> NDArray:
-        """Outliers of a batch, of which a share of at most `fdr` is expected to be ordinary after all.
+    def select(self, X: IntoDataFrame | ArrayLike, fdr: float = 0.1) -> NDArray:
+        """Outliers of a batch, of which a share of at most `fdr` is expected to be inliers after all.
 
         Parameters
         ----------
         X : table of shape (n, D)
+            Rows with the columns of the training table; cells may be missing.
         fdr : float in (0, 1), default=0.1
             False discovery rate, by the procedure of Benjamini and Hochberg on the p-values. It has no power where
             ``fdr`` times the number of outliers is below ``n / n_training``.
@@ -269,6 +269,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         Returns
         -------
         bool ndarray of shape (n,)
+            True for the outliers.
 
         Raises
         ------
@@ -289,21 +290,24 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
             raise ValueError(f"fdr must be a number between 0 and 1, got {fdr!r}.")
         return false_discovery_control(self.p_values(X)) <= fdr
 
-    def repair(self, X: Any, threshold: float = 5.0) -> Any:
-        """X with its strange cells replaced by what the rest of their row says.
+    def repair(self, X: IntoDataFrameT | ArrayLike, threshold: float = 0.0) -> IntoDataFrameT | NDArray:
+        """X with its wrong cells replaced by what the rest of their row lets expect.
 
         Cells that are likely wrong have as little say in what is expected of the others.
 
         Parameters
         ----------
         X : table of shape (n, D)
-        threshold : float, default=5.0
-            Cells whose `cell_anomaly_score` is above it are replaced, in nats.
+            As in `fit`.
+        threshold : float, default=0.0
+            Cells are replaced whose log-odds of being wrong are above it, in nats: 0 where they are likelier wrong than
+            not, -inf for all cells. Wrong cells are taken to be one in twenty, and to hold another row's value, or
+            anything.
 
         Returns
         -------
         table of shape (n, D)
-            Container, index, column order and dtypes as X has them; all other cells, and holes, as they are.
+            Container, index, column order and dtypes as X has them; all other cells, and missing ones, as they are.
 
         Raises
         ------
@@ -320,23 +324,26 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         """
         if not isinstance(threshold, Real) or np.isnan(threshold):
             raise ValueError(f"threshold must be a number, got {threshold!r}.")
-        X, expected, scores, observed = self._cells(X)
-        return self.encoder_.fill(X, expected, ~(observed & (scores > threshold)) | ~self.modelled_)
+        X, encoded = self._encoded(X)
+        pred = self.density_.predict_cells(*self._tensors(encoded))
+        wrong = self._all_columns(pred.log_odds) > threshold
+        return self.encoder_.fill(X, self._all_columns(pred.expected), encoded.observed & self.modelled_ & wrong)
 
-    def explain(self, X: Any, n_cells: int = 3) -> pd.DataFrame:
-        """The cells that make each row strange, as a tidy table.
+    def explain(self, X: IntoDataFrame | ArrayLike, n_cells: int = 3) -> pd.DataFrame:
+        """The cells that make each row anomalous, as a tidy table.
 
         Parameters
         ----------
         X : table of shape (n, D)
+            Rows with the columns of the training table; cells may be missing.
         n_cells : int, default=3
-            Cells per row, the strangest first.
+            Cells per row, the most anomalous first.
 
         Returns
         -------
         DataFrame
-            The strangest rows first: position of the row, its score, and per cell the column, the value, what the rest
-            of the row would have said, and the cell's score.
+            The most anomalous rows first: position of the row, its score, and per cell the column, the value, what the
+            rest of the row lets expect, and the cell's score.
 
         Raises
         ------
@@ -352,102 +359,84 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
            row column  value  expected
         0    1     x1     80        11
         """
-        n_cells = positive("n_cells", n_cells)
-        rows = self.anomaly_score(X)
-        X, expected, scores, observed = self._cells(X)
-        names = self.encoder_.names
-        value, said = as_columns(X), as_columns(self.encoder_.fill(X, expected, ~observed))
+        n_cells = check_positive("n_cells", n_cells)
+        X, encoded = self._encoded(X)
+        rows = self.density_.anomaly_score(*self._tensors(encoded))
+        expected, scores = self._cells(encoded)
+        observed, names = encoded.observed & self.modelled_, self.encoder_.names
+        value, filled = as_columns(X), as_columns(self.encoder_.fill(X, expected, observed))
         records = []
         for i in np.argsort(-rows, kind="stable"):
             order = np.argsort(-np.where(observed[i], scores[i], -np.inf), kind="stable")[:n_cells]
             records += [
-                (int(i), rows[i], names[j], value[j][i], said[j][i], scores[i, j]) for j in order if observed[i, j]
+                (int(i), rows[i], names[j], value[j][i], filled[j][i], scores[i, j]) for j in order if observed[i, j]
             ]
         return pd.DataFrame(records, columns=["row", "row_score", "column", "value", "expected", "cell_score"])
 
-    def plot(self, X: Any, n_rows: int = 10, ax: Any = None) -> Any:
-        """Draw the strangest rows: the colour of a cell is its score, and strange cells show what was expected.
+    def plot(self, X: IntoDataFrame | ArrayLike, n_rows: int = 10, ax: Any = None) -> Any:
+        """Draw the most anomalous rows: the colour of a cell is its score, and anomalous cells show what was expected.
 
-        Of images, the strangest ones above the scores of their pixels.
+        Of images, the most anomalous ones above the scores of their pixels.
 
         Parameters
         ----------
         X : table of shape (n, D)
+            Rows with the columns of the training table; cells may be missing.
         n_rows : int, default=10
+            How many of the most anomalous rows.
         ax : matplotlib Axes, default=None
             A new one if None.
 
         Returns
         -------
         matplotlib Axes
+            With one cell for each cell of the rows.
 
         Raises
         ------
         ImportError, ValueError
             If matplotlib is not installed; if `n_rows` is no positive integer.
+
+        Examples
+        --------
+        >>> import matplotlib
+        >>> matplotlib.use("agg")  # no window
+        >>> X = np.column_stack([np.arange(50.0), 2 * np.arange(50.0), 3 * np.arange(50.0)])
+        >>> axes = VAEOutlierDetector(random_state=0).fit(X).plot([[5, 10, 15], [5, 80, 15]])
+        >>> axes.get_ylabel()
+        'row'
         """
-        n_rows = positive("n_rows", n_rows)
-        shown = np.argsort(-self.anomaly_score(X), kind="stable")[:n_rows]
-        X, expected, scores, observed = self._cells(X)
-        cells = np.where(observed, scores, np.nan)
-        if isinstance(self.encoder_, ImageEncoder):
-            values = np.where(observed, self.encoder_.encode(X)[0], np.nan)
-            return draw_images(values, cells, shown, self.encoder_.shape, ax)
-        said = self.encoder_.fill(X, expected, ~observed)
-        return draw_rows(as_columns(X), as_columns(said), cells, shown, self.encoder_.names, ax)
+        n_rows = check_positive("n_rows", n_rows)
+        X, encoded = self._encoded(X)
+        rows = np.argsort(-self.density_.anomaly_score(*self._tensors(encoded)), kind="stable")[:n_rows]
+        expected, scores = self._cells(encoded)
+        observed = encoded.observed & self.modelled_
+        scores = np.where(observed, scores, np.nan)
+        return self._domain.plot(self.encoder_, X, encoded._replace(observed=observed), expected, scores, rows, ax)
 
     @property
     def _is_robust(self) -> bool:
         return self.contamination != "auto" if self.robust == "auto" else bool(self.robust)
 
-    def _new_encoder(self, X: Any) -> TableEncoder | ImageEncoder:
-        encoder = super()._new_encoder(X)
-        return encoder.robust(X) if self._is_robust and isinstance(encoder, TableEncoder) else encoder
-
-    def _learn(self, data: Table | Images, seed: int) -> bool:
-        n = len(data.values)
-        if n < 2:
+    def _learn(self, data: Any, seed: int) -> FittedModels:
+        if len(data.values) < 2:
             raise ValueError("VAEOutlierDetector needs at least two rows to compare, but got n_samples = 1.")
-        options = {
-            "seed": seed,
-            "dtype": getattr(torch, self.dtype),
-            "trimmed": trimmed_share(n) if self._is_robust else 0.0,
-        }
-        core: Any = images if isinstance(data, Images) else detection
-        self.density_, self.row_calibration_, interrupted = core.fit_density(data, **options)
+        options = {"seed": seed, "dtype": getattr(torch, self.dtype), "robust": self._is_robust}
+        return self._domain.fit_detector(data, **options)
+
+    def _set_learned(self, models: FittedModels, encoded: Encoded) -> None:
         self.n_components_ = self.density_.n_components
         if isinstance(self.contamination, str):
-            self.offset_ = -self.row_calibration_.quantile(1 - _FALSE_ALARMS)
+            self.offset_ = -self.density_.row_calibration.quantile(1 - _FALSE_ALARMS)
         else:
-            score = -self._strangeness(data.values.to(self._weights), data.observed)
-            self.offset_ = float(np.percentile(score, 100 * self.contamination))
-        return interrupted
-
-    @property
-    def _likelihoods(self) -> ColumnLikelihoods | Pixels:
-        return self.density_.likelihoods
-
-    @property
-    def _weights(self) -> torch.Tensor:
-        return self.density_.weights
+            scores = self.density_.anomaly_score(*self._tensors(encoded))
+            self.offset_ = float(np.percentile(-scores, 100 * self.contamination))
 
     def _log_likelihood(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
         return self.density_.log_likelihood(values, observed)
 
-    def _combined(self, values: torch.Tensor, observed: torch.Tensor) -> tuple[NDArray, NDArray]:
-        """Combined score of each row under each member (M, n), and what stands for the mask."""
-        scores, mask = self.density_.row_scores(values, observed).cpu().numpy(), self.density_.mask(observed)
-        return self.row_calibration_.combined(scores, mask), mask
-
-    def _strangeness(self, values: torch.Tensor, observed: torch.Tensor) -> NDArray:
-        return self.row_calibration_.rarity(*self._combined(values, observed))
-
-    def _cell_scores(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        return self.density_.cells(values, observed)[1]
-
-    def _cells(self, X: Any) -> tuple[Any, NDArray, NDArray, NDArray]:
-        """Checked X, and of all its cells (n, D) the expected value, the score, and whether it is observed."""
-        X, values, observed = self._encoded(X)
-        x, o = self._tensors(values, observed)
-        expected, scores = self.density_.cells(x, o)
-        return X, self._all_columns(expected), self._all_columns(scores), observed & self.modelled_
+    def _cells(self, encoded: Encoded) -> tuple[NDArray, NDArray]:
+        """Of all cells (n, D) the expected value and the surprisal; zero in columns that are not modelled."""
+        pred = self.density_.predict_cells(*self._tensors(encoded))
+        surprisal = self.density_.cell_calibration.surprisal(pred.scores)
+        return self._all_columns(pred.expected), self._all_columns(surprisal)

@@ -1,4 +1,4 @@
-"""What the latent variables give: random completions, new rows, likelihoods, latent means."""
+"""What an ensemble of models gives beside imputations: random completions, new rows, latent means."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from narwhals.typing import IntoDataFrame, IntoDataFrameT
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from vaeimpute.estimators._base import BaseVAE
-from vaeimpute.estimators._containers import repeated
-from vaeimpute.training.loop import seeded
-from vaeimpute.training.runtime import draw_seed, positive
+from vaeimpute.estimators._validation import check_positive
+from vaeimpute.frames.containers import repeated
+from vaeimpute.frames.encoded import Encoded
+from vaeimpute.training.runtime import draw_seed, make_generator
 from vaeimpute.vae import inference
 from vaeimpute.vae.inference import Ensemble
 
 
 class GenerativeVAE(BaseVAE):
-    """An estimator whose core is an `Ensemble` of readings."""
+    """An estimator whose core is an `Ensemble` of models."""
 
     ensemble_: Ensemble
 
     @abstractmethod
-    def _filled(self, X: Any, values: NDArray, observed: NDArray) -> Any:
-        """X with the cells of ``values`` (n, D) in its holes."""
+    def _filled(self, X: Any, values: NDArray, missing: NDArray) -> Any:
+        """X with the cells of ``values`` (n, D) where it is missing."""
 
-    def sample(self, n_samples: int = 1, given: Any = None, random_state: Any = None) -> Any:
+    def sample(
+        self,
+        n_samples: int = 1,
+        given: IntoDataFrameT | ArrayLike | None = None,
+        random_state: Any = None,
+    ) -> IntoDataFrameT | NDArray:
         """Synthetic rows, or random completions of given rows.
 
         Parameters
@@ -35,8 +42,9 @@ class GenerativeVAE(BaseVAE):
         n_samples : int, default=1
             Number of rows; with `given`, the number of completions of each row (then the tables are stacked).
         given : table of shape (n, D), default=None
-            Rows with holes to complete by conditional draws.
+            Rows to complete by conditional draws.
         random_state : int, RandomState or None, default=None
+            Seeds the draws; None takes fresh entropy.
 
         Returns
         -------
@@ -59,59 +67,50 @@ class GenerativeVAE(BaseVAE):
         array([4., 4., 4.])
         """
         check_is_fitted(self)
-        n_samples = positive("n_samples", n_samples)
+        n_samples = check_positive("n_samples", n_samples)
         if given is None:
-            with seeded(draw_seed(random_state)):
-                rows = inference.sample(self.ensemble_, n_samples)
+            rows = inference.sample(self.ensemble_, n_samples, self._generator(random_state))
             return self.encoder_.build(self._drawn(rows))
-        given, values, observed = self._encoded(given)
-        draws = self._draws(values, observed, n_samples, random_state)
-        stacked = repeated(given, n_samples)
+        given, encoded = self._encoded(given)
+        draws = self._draws(encoded, n_samples, random_state)
         completed = self._drawn(draws.flatten(0, 1))
-        return self._filled(stacked, completed, np.tile(observed, (n_samples, 1)))
+        return self._filled(repeated(given, n_samples), completed, np.tile(encoded.missing, (n_samples, 1)))
 
-    def score_samples(self, X: Any) -> NDArray:
-        """Importance-weighted log-likelihood of each row's observed cells under the joint reading.
+    def score_samples(self, X: IntoDataFrame | ArrayLike) -> NDArray:
+        """`log_likelihood` under the name that scikit-learn's densities give it.
 
         Parameters
         ----------
         X : table of shape (n, D)
-            May have holes.
+            Rows with the columns of the training table; cells may be missing.
 
         Returns
         -------
         ndarray of shape (n,)
-            Nats, for numbers as densities per unit of the column. A row with fewer observed cells has fewer terms:
-            use `anomaly_score` to compare rows with different holes.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If X does not have the columns of the training table, or cells that they cannot hold.
-
-        Notes
-        -----
-        ``logsumexp_k log w_k - log K`` (Burda et al. 2016, eq. 8), averaged as a density over the members.
+            In nats.
 
         Examples
         --------
         >>> from vaeimpute import VAEImputer
         >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
-        >>> VAEImputer(random_state=0).fit(X).score_samples([[5, 10], [5, np.nan], [np.nan, np.nan]]).shape
-        (3,)
+        >>> imputer = VAEImputer(random_state=0).fit(X)
+        >>> bool((imputer.score_samples(X) == imputer.log_likelihood(X)).all())
+        True
         """
-        return self._nats(X)
+        return self.log_likelihood(X)
 
-    def encode(self, X: Any) -> NDArray:
-        """Latent means of the joint reading (its first member).
+    def encode(self, X: IntoDataFrame | ArrayLike) -> NDArray:
+        """Latent means of the joint model (its first member).
 
         Parameters
         ----------
         X : table of shape (n, D)
+            Rows with the columns of the training table; cells may be missing.
 
         Returns
         -------
         ndarray of shape (n, L)
+            One row of latent means for each row of X.
 
         Raises
         ------
@@ -125,15 +124,16 @@ class GenerativeVAE(BaseVAE):
         >>> VAEImputer(random_state=0).fit(X).encode(X).shape
         (20, 1)
         """
-        _, values, observed = self._encoded(X)
-        return inference.encode(self.ensemble_, *self._tensors(values, observed)).cpu().numpy()
+        _, encoded = self._encoded(X)
+        return inference.encode(self.ensemble_, *self._tensors(encoded)).cpu().numpy()
 
-    def decode(self, Z: Any) -> Any:
-        """Expected rows given latents of the joint reading (its first member).
+    def decode(self, Z: ArrayLike) -> Any:
+        """Expected rows given latents of the joint model (its first member).
 
         Parameters
         ----------
         Z : array-like of shape (n, L)
+            Latents, as `encode` gives them.
 
         Returns
         -------
@@ -150,7 +150,7 @@ class GenerativeVAE(BaseVAE):
         >>> from vaeimpute import VAEImputer
         >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
         >>> VAEImputer(random_state=0).fit(X).decode([[0.0]]).round()  # the middle of the table
-        array([[10., 19.]])
+        array([[ 9., 19.]])
         """
         check_is_fitted(self)
         Z = np.asarray(Z, dtype=float)
@@ -159,19 +159,25 @@ class GenerativeVAE(BaseVAE):
             raise ValueError(f"Z must have shape (n, {n_latent}), as `encode` gives it, but its shape is {Z.shape}.")
         if not np.isfinite(Z).all():
             raise ValueError("Z must be finite, but it holds NaN or infinity.")
-        rows = inference.decode(self.ensemble_, torch.as_tensor(Z).to(self.ensemble_.share))
+        rows = inference.decode(self.ensemble_, torch.as_tensor(Z).to(self.ensemble_.stacking_weight))
         return self.encoder_.build(self._all_columns(rows))
 
-    def _draws(self, values: NDArray, observed: NDArray, n_draws: int, random_state: Any) -> torch.Tensor:
-        """Random completions of the modelled columns, (n_draws, n, d); only rows with holes are worked on."""
-        x, o = self._tensors(values, observed)
+    def _log_likelihood(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        return inference.log_likelihood(self.ensemble_, values, observed)
+
+    def _generator(self, random_state: Any) -> torch.Generator:
+        return make_generator(draw_seed(random_state), self.ensemble_.stacking_weight.device)
+
+    def _draws(self, encoded: Encoded, n_draws: int, random_state: Any) -> torch.Tensor:
+        """Random completions of the modelled columns, (n_draws, n, d); only incomplete rows are worked on."""
+        x, o = self._tensors(encoded)
         rows = ~o.all(1)
         draws = x.repeat(n_draws, 1, 1)
-        with seeded(draw_seed(random_state)):
-            if rows.any():
-                draws[:, rows] = inference.draw(self.ensemble_, x[rows], o[rows], n_draws)
+        generator = self._generator(random_state)
+        if rows.any():
+            draws[:, rows] = inference.draw(self.ensemble_, x[rows], o[rows], n_draws, generator)
         return draws
 
     def _drawn(self, cells: torch.Tensor) -> NDArray:
         """Drawn cells of the modelled columns (n, d) as an array of all columns (n, D)."""
-        return self._all_columns(self._likelihoods.exact(cells))
+        return self._all_columns(self.ensemble_.joint.likelihoods.snap_to_values(cells))

@@ -1,46 +1,43 @@
-"""VAEImputer: fill the holes of a table, or of images."""
+"""VAEImputer: impute the missing cells of a table, or of images."""
 
 from __future__ import annotations
 
-from numbers import Real
-from typing import Any, ClassVar
+import warnings
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from narwhals.typing import IntoDataFrame, IntoDataFrameT
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import TransformerMixin
-from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils._set_output import _get_output_config
-from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
 
-from vaeimpute.anomaly.calibration import calibrate
+from vaeimpute.anomaly.density import FittedModels
 from vaeimpute.estimators._base import BaseVAE
-from vaeimpute.estimators._containers import selected
 from vaeimpute.estimators._generation import GenerativeVAE
-from vaeimpute.estimators._state import CALIBRATED, IMAGES, LEARNED
-from vaeimpute.images import density as images
-from vaeimpute.images.fit import Images, fit_images
-from vaeimpute.likelihoods.columns import ColumnLikelihoods
-from vaeimpute.likelihoods.pixels import Pixels
-from vaeimpute.tables.data import Table
-from vaeimpute.tables.fit import fit_table
-from vaeimpute.training.runtime import positive, progress
+from vaeimpute.estimators._sklearn_compat import Interval, StrOptions, check_feature_names_in, get_output_config
+from vaeimpute.estimators._validation import check_positive
+from vaeimpute.frames.containers import selected
+from vaeimpute.frames.encoded import Encoded
+from vaeimpute.training.runtime import progress
 from vaeimpute.vae import inference
 
 
 class VAEImputer(TransformerMixin, GenerativeVAE):
-    """Fill the holes of a mixed-type table with a masked variational autoencoder.
+    """Impute the missing cells of a mixed-type table with a masked variational autoencoder.
 
     A linear VAE, solved exactly on the observed cells, is the start; two models then learn what is not linear, one
-    that sends every row through a latent (the joint reading), one that also sees the kept cells directly, and the
-    training rows that are most like them (the conditional reading). Each column's answer is their average, weighted by
-    how well each did on held-out cells.
+    that sends every row through a latent (the joint model), one that also sees the observed cells directly, and the
+    training rows that are most like them (the conditional model). Each column's imputation is their average, weighted
+    by how well each did on held-out cells.
 
     Parameters
     ----------
     image_shape : tuple of int, default=None
         ``(height, width)`` or ``(height, width, channels)`` if X holds images: an array ``(n, H * W * C)``,
-        ``(n, H, W)`` or ``(n, H, W, C)``, of integers or floats. Answers come in the same layout and dtype. Of
+        ``(n, H, W)`` or ``(n, H, W, C)``, of integers or floats. What comes back has the same layout and dtype. Of
         more than 400 million pixels, memory-mapped or not, a random part is learnt from. None for tables.
     networks : {"auto", "mlp"}, default="auto"
         With `image_shape`: "auto" convolves, "mlp" takes every pixel as a column of a table.
@@ -51,14 +48,17 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
     missing_values : int, float, str, np.nan, None or pandas.NA, default=np.nan
         A value that means "missing" besides NaN, NaT, None and null, which always do.
     point : {"mean", "median"}, default="mean"
-        What stands for a hidden number. Hidden classes get their mode.
+        What a missing number is imputed with. Missing classes get their mode.
     add_indicator : bool, default=False
-        Append one column per column that had holes in `fit`: 1 where a value was missing.
+        Append one column per column that had missing cells in `fit`: 1 where a value is missing.
     keep_empty_features : bool, default=False
         Keep columns without any observed value, numbers filled with 0 and others as they are; otherwise `transform`
         drops them.
     time_budget : float, default=None
         Seconds after which training stops at the best so far.
+    max_iter : int, default=None
+        Largest number of training steps of each of the two models. A fit that it ends is the same on every machine,
+        which one that `time_budget` ends is not. None takes as many as the size of the table asks for.
     dtype : {"float32", "float64"}, default="float32"
         Precision of the networks.
     device : str, default="auto"
@@ -71,9 +71,11 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
     Attributes
     ----------
     history_ : list of dict
-        One record per check of the training: reading, step, held-out error, seconds.
+        One record per evaluation of the training: model, step, held-out error, seconds.
     n_iter_ : int
-        Steps of the longer of both trainings.
+        Steps of the longer of both trainings; 1 where the linear start is all that so few rows get.
+    has_missing_ : bool ndarray of shape (D,)
+        Which columns had missing cells in `fit`.
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (D,)
         Only when the training table had names.
@@ -99,10 +101,9 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         "add_indicator": ["boolean"],
         "keep_empty_features": ["boolean"],
         "time_budget": [Interval(Real, 0, None, closed="neither"), None],
+        "max_iter": [Interval(Integral, 1, None, closed="left"), None],
         "verbose": ["verbose"],
     }
-
-    _learned: ClassVar[tuple[str, ...]] = (*LEARNED, *CALIBRATED, *IMAGES, "ensemble_", "history_", "n_iter_")
 
     def __init__(
         self,
@@ -115,6 +116,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         add_indicator: bool = False,
         keep_empty_features: bool = False,
         time_budget: float | None = None,
+        max_iter: int | None = None,
         dtype: str = "float32",
         device: str = "auto",
         random_state: Any = None,
@@ -128,17 +130,18 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         self.add_indicator = add_indicator
         self.keep_empty_features = keep_empty_features
         self.time_budget = time_budget
+        self.max_iter = max_iter
         self.dtype = dtype
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    def fit(self, X: Any, y: Any = None) -> VAEImputer:
+    def fit(self, X: IntoDataFrame | ArrayLike, y: Any = None) -> Self:
         """Learn the table.
 
         Ctrl-C ends the training early: the best weights so far are kept, with a warning.
@@ -146,8 +149,9 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         Parameters
         ----------
         X : table of shape (n, D)
-            pandas, polars or pyarrow, or an array; holes are allowed everywhere. Never changed.
+            As pandas, polars or pyarrow has it, or an array; cells may be missing everywhere. Never changed.
         y : ignored
+            Not used; scikit-learn's interface asks for it.
 
         Returns
         -------
@@ -167,23 +171,26 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         self._fit(X)
         return self
 
-    def impute(self, X: Any, n_imputations: int | None = None, random_state: Any = None) -> Any:
+    def impute(
+        self, X: IntoDataFrameT | ArrayLike, n_imputations: int | None = None, random_state: Any = None
+    ) -> IntoDataFrameT | NDArray | list[IntoDataFrameT] | list[NDArray]:
         """Complete a table: container, index, column order and every dtype as they came.
 
         Parameters
         ----------
         X : table of shape (n, D)
-            Observed cells come back bit for bit; levels not seen in `fit` stay, with a warning. A column that had no
-            value in `fit` stays as it is, unless ``keep_empty_features=True``.
+            Observed cells come back bit for bit; categories not seen in `fit` stay, with a warning. A column without
+            any value in `fit` stays as it is, unless ``keep_empty_features=True``.
         n_imputations : int, default=None
-            None gives the best point for each cell. A number gives a list of so many completed tables whose holes are
-            random draws from ``p(hidden | observed)``, which differ as the truth might.
+            None gives the best point for each cell. A number gives a list of so many completed tables whose missing
+            cells are random draws from ``p(missing | observed)``, which differ as the truth might.
         random_state : int, RandomState or None, default=None
             Seeds the draws; the points need none.
 
         Returns
         -------
         table, or list of tables
+            Like X, without missing cells (but of columns without any value in `fit`).
 
         Raises
         ------
@@ -201,14 +208,14 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         >>> [len(table) for table in imputer.impute(X, n_imputations=3, random_state=0)]
         [20, 20, 20]
         """
-        n_draws = 0 if n_imputations is None else positive("n_imputations", n_imputations)
-        X, values, observed = self._encoded(X)
+        n_draws = 0 if n_imputations is None else check_positive("n_imputations", n_imputations)
+        X, encoded = self._encoded(X)
         if n_imputations is None:
-            return self._filled(X, self._points(values, observed), observed)
-        draws = self._draws(values, observed, n_draws, random_state)
-        return [self._filled(X, self._drawn(drawn), observed) for drawn in draws]
+            return self._filled(X, self._point_estimates(encoded), encoded.missing)
+        draws = self._draws(encoded, n_draws, random_state)
+        return [self._filled(X, self._drawn(drawn), encoded.missing) for drawn in draws]
 
-    def transform(self, X: Any) -> Any:
+    def transform(self, X: IntoDataFrame | ArrayLike) -> Any:
         """Complete a table for the next step of a pipeline.
 
         Deterministic, and the same for a row in any batch. The output follows `set_output`; it is an array by default,
@@ -217,6 +224,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         Parameters
         ----------
         X : table of shape (n, D)
+            Rows with the columns of the training table; cells may be missing.
 
         Returns
         -------
@@ -237,19 +245,19 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         array([[2., 4., 0.],
                [3., 6., 1.]])
         """
-        X, values, observed = self._encoded(X)
-        container = _get_output_config("transform", self)["dense"]
-        if getattr(X, "ndim", 2) > 2 and (self.add_indicator or container != "default"):
+        checked, encoded = self._encoded(X)
+        container = get_output_config("transform", self)["dense"]
+        if getattr(checked, "ndim", 2) > 2 and (self.add_indicator or container != "default"):
             what = "add_indicator=True" if self.add_indicator else f"set_output(transform={container!r})"
-            raise ValueError(f"{what} wants X of shape (n, {len(self.modelled_)}), got {X.shape}.")
-        filled = self._filled(X, self._points(values, observed), observed)
+            raise ValueError(f"{what} wants X of shape (n, {len(self.modelled_)}), got {checked.shape}.")
+        filled = self._filled(checked, self._point_estimates(encoded), encoded.missing)
         if isinstance(filled, np.ndarray) and filled.ndim > 2:
             return filled
-        missing = ~observed[:, self.had_holes_ & self.add_indicator]
+        missing = ~encoded.observed[:, self.has_missing_ & self.add_indicator]
         flags = dict(zip(self._indicator_names(), missing.T, strict=True))
         return selected(filled, self._kept(), flags, container)
 
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray:
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray:
         """Names of the columns that `transform` gives.
 
         Parameters
@@ -260,6 +268,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         Returns
         -------
         ndarray of str
+            One name for each column of the output.
 
         Raises
         ------
@@ -274,58 +283,26 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         array(['x0', 'x1', 'missingindicator_x1'], dtype=object)
         """
         check_is_fitted(self)
-        names = _check_feature_names_in(self, input_features)
+        names = check_feature_names_in(self, input_features)
         return np.asarray([*names[self._kept()], *self._indicator_names()], dtype=object)
 
-    def _learn(self, data: Table | Images, seed: int) -> bool:
-        options = {"seed": seed, "dtype": getattr(torch, self.dtype), "time_budget": self.time_budget}
-        with progress(self.verbose) as on_check:
-            if isinstance(data, Images):
-                self.ensemble_, self.history_, interrupted = fit_images(data, on_check=on_check, **options)
-            else:
-                self.ensemble_, self.history_, interrupted = fit_table(data, on_check=on_check, **options)
-        self.n_iter_ = max(record["step"] for record in self.history_)
-        if isinstance(data, Images):
-            self.image_mixture_, self.row_calibration_ = images.fit_rows(self._filler, data, seed=seed)
-            self.cell_surprise_ = images.pixel_surprise(self._filler, data.values, data.observed).cpu().numpy()
-        else:
-            self.mask_calibration_, self.cell_surprise_ = calibrate(self.ensemble_, data.values, data.observed, seed)
-        return interrupted
-
     @property
-    def _convolves(self) -> bool:
-        return hasattr(self, "image_mixture_")
+    def had_holes_(self) -> NDArray[np.bool_]:
+        """The former name of `has_missing_`."""
+        warnings.warn("had_holes_ is now has_missing_; it goes with version 0.3.", FutureWarning, stacklevel=2)
+        return self.has_missing_
 
-    @property
-    def _filler(self) -> Any:
-        """What fills the holes of images, and says what a pixel should be."""
-        return self.ensemble_.conditional
+    def _learn(self, data: Any, seed: int) -> FittedModels:
+        options: dict[str, Any] = {"seed": seed, "dtype": getattr(torch, self.dtype)}
+        options |= {"time_budget": self.time_budget, "max_iter": self.max_iter}
+        with progress(self.verbose) as on_evaluation:
+            return self._domain.fit_imputer(data, on_evaluation=on_evaluation, **options)
 
-    @property
-    def _likelihoods(self) -> ColumnLikelihoods | Pixels:
-        return self.ensemble_.joint.likelihoods
-
-    def _log_likelihood(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        return inference.log_evidence(self.ensemble_, values, observed)
-
-    def _strangeness(self, values: torch.Tensor, observed: torch.Tensor) -> NDArray:
-        if self._convolves:
-            scores = images.row_scores(self.image_mixture_, self._filler, values, observed)
-            coverage = images.coverage(observed, self.encoder_.shape)
-            combined = self.row_calibration_.combined(scores.cpu().numpy(), coverage)
-            return self.row_calibration_.rarity(combined, coverage)
-        nll = -self._log_likelihood(values, observed)
-        return self.mask_calibration_.score(nll.double().cpu().numpy(), observed.cpu().numpy())
-
-    def _cell_scores(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        ordinary = torch.tensor(self.cell_surprise_).to(values)
-        if self._convolves:
-            return images.scored_pixels(self._filler, ordinary, values, observed)[1]
-        return -inference.cell_log_density(self.ensemble_, values, observed) - ordinary
-
-    @property
-    def _weights(self) -> torch.Tensor:
-        return self.ensemble_.share
+    def _set_learned(self, models: FittedModels, encoded: Encoded) -> None:
+        if models.ensemble is None:
+            raise TypeError(f"The {self._domain.name} fit of an imputer left no ensemble.")
+        self.ensemble_, self.history_ = models.ensemble, list(models.history)
+        self.n_iter_ = max(1, *(record["step"] for record in self.history_))
 
     def _kept(self) -> NDArray:
         """Positions of the columns that `transform` gives."""
@@ -334,23 +311,22 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
     def _indicator_names(self) -> list[str]:
         if not self.add_indicator:
             return []
-        return [f"missingindicator_{name}" for name in _check_feature_names_in(self)[self.had_holes_]]
+        return [f"missingindicator_{name}" for name in check_feature_names_in(self)[self.has_missing_]]
 
-    def _points(self, values: NDArray, observed: NDArray) -> NDArray:
-        """What stands for each cell, (n, D); only rows with holes are worked on."""
-        points = values.copy()
-        rows = np.flatnonzero(~observed[:, self.modelled_].all(1))
+    def _point_estimates(self, encoded: Encoded) -> NDArray:
+        """What each cell is imputed with, (n, D); only incomplete rows are worked on."""
+        points = encoded.values.copy()
+        rows = np.flatnonzero(~encoded.observed[:, self.modelled_].all(1))
         if len(rows) == 0:
             return points
-        x, o = self._tensors(values[rows], observed[rows])
+        x, o = self._tensors(encoded, rows)
         means = inference.impute(self.ensemble_, x, o)
         points[rows] = self._all_columns(means)
         if self.point == "mean":
             return points
         medians = self._drawn(inference.medians(self.ensemble_, x, o, means))
-        points[rows] = np.where(self.encoder_.numbers, medians, points[rows])
+        points[rows] = np.where(self.encoder_.is_numeric, medians, points[rows])
         return points
 
-    def _filled(self, X: Any, values: NDArray, observed: NDArray) -> Any:
-        known = observed | (~self.modelled_ & (not self.keep_empty_features))
-        return self.encoder_.fill(X, values, known)
+    def _filled(self, X: Any, values: NDArray, missing: NDArray) -> Any:
+        return self.encoder_.fill(X, values, missing & (self.modelled_ | self.keep_empty_features))

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeimpute.frames.schema import Cells, Column, Kind, dtype_family, label
+from vaeimpute.frames.cells import Cells
+from vaeimpute.frames.dtypes import dtype_family, label
+from vaeimpute.frames.schema import Column, Kind
 
-__all__ = ["CODECS", "Codec", "can_hold", "was"]
+__all__ = ["CODECS", "FARTHEST", "Codec", "can_hold", "was"]
 
 FARTHEST = 1e6  # standard deviations; none of n training cells is farther than sqrt(n), so this only bounds new cells
 _FEW = 20  # cells; fewer say little of what lies beyond them
@@ -23,11 +25,11 @@ class Codec(ABC):
 
     @abstractmethod
     def fit(self, cells: Cells, kind: Kind) -> Column:
-        """Check that the cells fit the kind, and learn their scale or levels."""
+        """Check that the cells fit the kind, and learn their scale or categories."""
 
     @abstractmethod
     def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
-        """One number per cell, shape (n,); NaN where missing, or where the level was never seen."""
+        """One number per cell, shape (n,); NaN where missing, or where the category was never seen."""
 
     @abstractmethod
     def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
@@ -51,14 +53,16 @@ class NumberCodec(Codec):
         cells.refuse(wrong, kind, self.needs, f"Pass kinds={{{cells.name!r}: 'numeric'}} to keep them.")
         center, scale = _moments(np.log(numbers) if self.logarithm else numbers)
         integer = self.whole or cells.integer or cells.boolean
-        low, high = _bounds(numbers, self.logarithm, real=not integer and "decimal" not in cells.dtype.lower())
+        low, high = _bounds(
+            numbers, logarithm=self.logarithm, real=not integer and "decimal" not in cells.dtype.lower()
+        )
         state: dict[str, Any] = {"center": center, "scale": scale, "minimum": low, "maximum": high, "integer": integer}
         return Column(cells.name, kind, cells.dtype, n_observed=numbers.size, **state)
 
     def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
         usable = _has_type("f", cells, column.kind, self.needs, was(column))
         numbers = cells.data if usable else np.zeros(len(cells.data))
-        if self.logarithm:  # a new cell at or below zero reads as a thousandth of the least seen: strange, but finite
+        if self.logarithm:  # a new cell at or below zero reads as a thousandth of the least seen: outlying, but finite
             numbers = np.log(np.maximum(numbers, max(column.minimum / 1000, np.finfo(float).tiny)))
         with np.errstate(over="ignore", invalid="ignore"):  # a cell too far is clipped; a missing one may hold anything
             values = (numbers / 2 - column.center / 2) / (column.scale / 2)  # halves: their difference never overflows
@@ -110,40 +114,43 @@ class TimeCodec(Codec):
 
 
 @dataclass(frozen=True)
-class LevelCodec(Codec):
-    """Named levels as integer codes; ``choose`` lists the levels, given the cells and the set of those that occur."""
+class CategoryCodec(Codec):
+    """Named categories as integer codes; ``choose`` lists them, given the cells and the set of those that occur."""
 
     choose: Callable[[Cells, set], tuple]
 
     def fit(self, cells: Cells, kind: Kind) -> Column:
         _has_type("fO", cells, kind, "text, categories, numbers or booleans", "Convert it to text first.")
         into: Callable[[Any], Any] = bool if cells.boolean else int if cells.integer else label
-        levels = self.choose(cells, {into(cell) for cell in set(cells.data[cells.present].tolist())})
-        state: dict[str, Any] = {"levels": levels, "maximum": max(len(levels) - 1.0, 0.0)}
+        categories = self.choose(cells, {into(cell) for cell in set(cells.data[cells.present].tolist())})
+        state: dict[str, Any] = {"categories": categories, "maximum": max(len(categories) - 1.0, 0.0)}
         return Column(cells.name, kind, cells.dtype, n_observed=int(cells.present.sum()), **state)
 
     def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
-        if column.levels and not can_hold(cells.dtype, column):
-            cells.refuse(cells.present, column.kind, f"levels such as {column.levels[0]!r}", was(column))
-        present, known = cells.data[cells.present].tolist(), {level: i for i, level in enumerate(column.levels)}
+        if column.categories and not can_hold(cells.dtype, column):
+            cells.refuse(cells.present, column.kind, f"categories such as {column.categories[0]!r}", was(column))
+        present, known = (
+            cells.data[cells.present].tolist(),
+            {category: i for i, category in enumerate(column.categories)},
+        )
         code_of = {cell: known.get(label(cell), np.nan) for cell in set(present)}
         codes = np.full(len(cells.data), np.nan)
         codes[cells.present] = np.fromiter((code_of[cell] for cell in present), dtype=np.float64, count=len(present))
         return codes
 
     def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
-        levels = np.fromiter(column.levels, dtype=object, count=column.n_levels)
-        return levels[np.clip(np.rint(values), 0, column.n_levels - 1).astype(np.int64)]
+        categories = np.fromiter(column.categories, dtype=object, count=column.n_categories)
+        return categories[np.clip(np.rint(values), 0, column.n_categories - 1).astype(np.int64)]
 
 
 def _categories(cells: Cells, seen: set) -> tuple:
-    """Only levels that occur: a filtered frame may still declare thousands."""
-    return tuple(level for level in cells.declared if level in seen) or _sorted(seen)
+    """Only categories that occur: a filtered frame may still declare thousands."""
+    return tuple(category for category in cells.declared if category in seen) or _sorted(seen)
 
 
 def _ranks(cells: Cells, seen: set) -> tuple:
-    """All levels in the declared order; numbers have their own."""
-    if not cells.declared and any(isinstance(level, str) for level in seen):
+    """All categories in the declared order; numbers have their own."""
+    if not cells.declared and any(isinstance(category, str) for category in seen):
         raise ValueError(
             f"Column {cells.name!r}: kind 'ordinal' needs an order, but dtype {cells.dtype} has none. Make it an "
             "ordered category, as pandas.Categorical(..., categories=[...], ordered=True) does."
@@ -156,23 +163,23 @@ def _two(cells: Cells, seen: set) -> tuple:
         return (False, True) if cells.boolean else (0, 1)
     if len(seen) > 2:
         raise ValueError(
-            f"Column {cells.name!r}: kind 'boolean' needs at most two levels, but got {len(seen)} (such as "
+            f"Column {cells.name!r}: kind 'boolean' needs at most two categories, but got {len(seen)} (such as "
             f"{list(_sorted(seen)[:3])}). Pass kinds={{{cells.name!r}: 'categorical'}} to keep them."
         )
     return _sorted(seen)
 
 
-def _sorted(levels: set) -> tuple:
-    return tuple(sorted(levels, key=lambda level: (isinstance(level, str), level)))
+def _sorted(categories: set) -> tuple:
+    return tuple(sorted(categories, key=lambda category: (isinstance(category, str), category)))
 
 
 CODECS: dict[Kind, Codec] = {
     Kind.NUMERIC: NumberCodec(),
     Kind.POSITIVE: NumberCodec("numbers above zero", lambda x: x > 0, logarithm=True),
     Kind.COUNT: NumberCodec("non-negative integers", lambda x: (x >= 0) & (x == np.rint(x)), whole=True),
-    Kind.ORDINAL: LevelCodec(_ranks),
-    Kind.CATEGORICAL: LevelCodec(_categories),
-    Kind.BOOLEAN: LevelCodec(_two),
+    Kind.ORDINAL: CategoryCodec(_ranks),
+    Kind.CATEGORICAL: CategoryCodec(_categories),
+    Kind.BOOLEAN: CategoryCodec(_two),
     Kind.DATETIME: TimeCodec(),
 }
 
@@ -185,6 +192,7 @@ def _has_type(codes: str, cells: Cells, kind: Kind, needs: str, remedy: str) -> 
 
 
 def was(column: Column) -> str:
+    """What to do about a column that has changed its dtype since fit."""
     return f"In fit its dtype was {column.dtype.split('(')[0]}; convert it back."
 
 
@@ -199,7 +207,7 @@ def _moments(numbers: NDArray) -> tuple[float, float]:
     return float(2 * (low + unit.mean() * span)), float(2 * unit.std() * span)
 
 
-def _bounds(numbers: NDArray, logarithm: bool, real: bool) -> tuple[float, float]:
+def _bounds(numbers: NDArray, *, logarithm: bool, real: bool) -> tuple[float, float]:
     """What the column can hold, as far as its cells tell: the observed range, real numbers half as far again.
 
     Where cells are missing because of what else stands in the row, those that are hidden may lie beyond all that are
@@ -240,6 +248,6 @@ def can_hold(dtype: str, column: Column) -> bool:
         return True
     if column.kind is Kind.DATETIME:
         return family == "time"
-    if column.kind.has_levels and (isinstance(column.levels[0], str) or dtype.startswith("category")):
-        return family == "levels"
+    if column.kind.has_categories and (isinstance(column.categories[0], str) or dtype.startswith("category")):
+        return family == "categories"
     return family in ("integer", "float", "boolean")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vaeimpute.batching import row_slices
+from vaeimpute.frames.encoded import Encoded
+
 _UNITS = (1.0, 1 / 16, 1 / 255)  # of pixels that are levels: integers, or those divided by the largest
-_LOOK = 10_000_000  # pixels at a time, for arrays that need not fit in memory
-_MOST = 400_000_000  # pixels to learn from: 2 GB with their mask; half a million images of 28 x 28
+MOST_PIXELS = 400_000_000  # pixels to learn from: 2 GB with their mask; half a million images of 28 x 28
 _FARTHEST = 1e6  # of a value, in units of its scale: beyond, networks overflow
 
 
@@ -66,7 +68,7 @@ def as_rows(X: Any, shape: tuple[int, int, int]) -> NDArray:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """Turn images with holes into ``values`` and ``observed``, and back into the user's layout and dtype.
+    """Turn images with missing pixels into ``values`` and ``observed``, and back into the user's layout and dtype.
 
     Attributes
     ----------
@@ -82,8 +84,8 @@ class ImageEncoder:
         ``pixel = offset + scale * value``: values lie in [0, 1], or are standardised if the pixels are real numbers.
     low, high : float
         Smallest and largest pixel seen: nothing that is filled in lies beyond.
-    n_levels : int
-        Levels of a pixel, less one.
+    max_level : int
+        Largest level of a pixel.
     missing_values : float or None
         A pixel that also means "missing"; NaN always does.
 
@@ -91,10 +93,10 @@ class ImageEncoder:
     --------
     >>> X = np.array([[[0, 128], [255, 64]]], dtype=np.uint8)
     >>> encoder = ImageEncoder.fit(X, (2, 2, 1))
-    >>> values, observed = encoder.encode(X)
+    >>> values, observed, _ = encoder.encode(X)
     >>> values.round(2)
     array([[0.  , 0.5 , 1.  , 0.25]], dtype=float32)
-    >>> encoder.fill(X, np.ones((1, 4)), observed & [True, True, True, False])
+    >>> encoder.fill(X, np.ones((1, 4)), observed & [False, False, False, True])
     array([[[  0, 128],
             [255, 255]]], dtype=uint8)
     """
@@ -107,7 +109,7 @@ class ImageEncoder:
     scale: float
     low: float
     high: float
-    n_levels: int
+    max_level: int
     missing_values: float | None = None
 
     @classmethod
@@ -131,7 +133,7 @@ class ImageEncoder:
         count, total, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
         units: dict[float, bool] = dict.fromkeys(_UNITS, True)
         levels: set[float] = set()
-        for part in _parts(rows):
+        for part in row_slices(len(rows), rows.shape[1]):  # arrays need not fit in memory
             pixels, observed = _opened(rows[part], missing, part.start, X.shape)
             pixels = pixels[observed]
             count, total, squares = count + pixels.size, total + pixels.sum(), squares + np.square(pixels).sum()
@@ -152,25 +154,25 @@ class ImageEncoder:
                 "kinds='count' wants pixels of at most 256 levels from zero up (or these divided by the largest), "
                 f"but X has other values between {low:g} and {high:g}."
             )
-        n_levels = 1
+        max_level = 1
         if kind == "boolean":
             offset, scale = low, max(high - low, 1e-12)
         elif kind == "count" and unit is not None:
             top = round(high / unit)
-            n_levels = max(top, 1) if top <= 32 else 255
-            offset, scale = 0.0, n_levels * unit
+            max_level = max(top, 1) if top <= 32 else 255
+            offset, scale = 0.0, max_level * unit
         else:
             offset = total / count
             scale = float(np.sqrt(max(squares / count - offset**2, 0.0))) or 1.0
         plain = (float(offset), float(scale), float(low), float(high))
-        return cls(shape, X.shape[1:], str(rows.dtype), kind, *plain, n_levels, missing)
+        return cls(shape, X.shape[1:], str(rows.dtype), kind, *plain, max_level, missing)
 
-    def encode(self, X: NDArray) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Values and which of them are observed, (n, D) each; 0 where not observed, never NaN."""
+    def encode(self, X: NDArray) -> Encoded:
+        """Values in single precision and which of them are observed, (n, D)."""
         rows = as_rows(X, self.shape)
         _check_dtype(rows)
         values, seen = np.empty(rows.shape, dtype=np.float32), np.empty(rows.shape, dtype=bool)
-        for part in _parts(rows):
+        for part in row_slices(len(rows), rows.shape[1]):  # arrays need not fit in memory
             pixels, observed = _opened(rows[part], self.missing_values, part.start, X.shape)
             if self.kind == "boolean" and (wrong := observed & (pixels != self.low) & (pixels != self.high)).any():
                 i, j = np.argwhere(wrong)[0]
@@ -180,13 +182,12 @@ class ImageEncoder:
                 )
             scaled = np.clip((pixels - self.offset) / self.scale, -_FARTHEST, _FARTHEST)
             values[part], seen[part] = np.where(observed, scaled, 0), observed
-        return values, seen
+        return Encoded(values, seen, np.broadcast_to(np.False_, seen.shape))
 
-    def fill(self, X: NDArray, values: NDArray, observed: NDArray[np.bool_]) -> NDArray:
-        """X with its hidden pixels decoded from ``values`` (n, D), in X's layout and dtype."""
+    def fill(self, X: NDArray, values: NDArray, rewritten: NDArray[np.bool_]) -> NDArray:
+        """X with some of its pixels (n, D) decoded from ``values`` (n, D), in X's layout and dtype."""
         rows = as_rows(X, self.shape).copy()
-        hidden = ~observed
-        rows[hidden] = self._decoded(values[hidden], rows.dtype)
+        rows[rewritten] = self._decoded(values[rewritten], rows.dtype)
         return rows.reshape(X.shape)
 
     def build(self, values: NDArray) -> NDArray:
@@ -211,12 +212,12 @@ class ImageEncoder:
         return [self.kind] * self.n_pixels
 
     @property
-    def levels(self) -> list[int]:
-        """Number of classes of each pixel, 0 for numbers."""
+    def n_categories(self) -> list[int]:
+        """Number of categories of each pixel, 0 for numbers."""
         return [2 if self.kind == "boolean" else 0] * self.n_pixels
 
     @property
-    def numbers(self) -> NDArray[np.bool_]:
+    def is_numeric(self) -> NDArray[np.bool_]:
         """Which pixels are numbers, and not one of two values, (D,)."""
         return np.full(self.n_pixels, self.kind != "boolean")
 
@@ -239,14 +240,14 @@ class ImageEncoder:
         else:
             pixels = np.clip(self.offset + self.scale * np.asarray(values, dtype=float), self.low, self.high)
         pixels = np.round(pixels) if dtype.kind in "iub" else pixels
-        if self.missing_values is not None:  # what is filled in must not read as a hole again
-            step = self.scale / self.n_levels if self.kind == "count" else 1e-6 * self.scale
+        if self.missing_values is not None:  # what is filled in must not read as missing again
+            step = self.scale / self.max_level if self.kind == "count" else 1e-6 * self.scale
             beside = self.missing_values + (step if self.missing_values < self.high else -step)
             pixels = np.where(pixels == self.missing_values, beside, pixels)
         return pixels.astype(dtype)
 
 
-def bounded(X: NDArray, shape: tuple[int, int, int], seed: int) -> NDArray:
+def bounded(X: NDArray, shape: tuple[int, int, int], seed: int, most: int = MOST_PIXELS) -> NDArray:
     """All images, or a random part of them, in their order, if so many would not fit in memory once encoded.
 
     Examples
@@ -254,14 +255,8 @@ def bounded(X: NDArray, shape: tuple[int, int, int], seed: int) -> NDArray:
     >>> bounded(np.zeros((5, 8, 6)), (8, 6, 1), 0).shape
     (5, 8, 6)
     """
-    n = min(len(X), max(1, _MOST // math.prod(shape)))
+    n = min(len(X), max(1, most // math.prod(shape)))
     return X if n == len(X) else X[np.sort(np.random.default_rng(seed).choice(len(X), n, replace=False))]
-
-
-def _parts(rows: NDArray) -> Iterator[slice]:
-    """Slices of images that are looked at together."""
-    step = max(1, _LOOK // rows.shape[1])
-    return (slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step))
 
 
 def _check_dtype(rows: NDArray) -> None:

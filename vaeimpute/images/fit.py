@@ -1,154 +1,161 @@
-"""From images to their fitted readings. All defaults stand here, as functions of the number and size of the images."""
+"""From images to their fitted models."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from vaeimpute.images.inpainting import smoothest
-from vaeimpute.images.models import ConditionalImageVAE, ImageConfig, ImageVAE, JointImageVAE, shown
-from vaeimpute.images.networks import map_sizes
-from vaeimpute.training.loop import Check, Clock, Fit, Plan, fit_model, seeded
+from vaeimpute.anomaly.density import FittedModels
+from vaeimpute.images import defaults
+from vaeimpute.images.data import Images
+from vaeimpute.images.density import fit_density, split
+from vaeimpute.images.inpainting import inpaint
+from vaeimpute.images.masking import random_mask
+from vaeimpute.images.models import ConditionalImageVAE, ImageVAE, JointImageVAE
+from vaeimpute.training.loop import TrainingResult, Validation, fit_model
+from vaeimpute.training.runtime import OnEvaluation, make_generator
+from vaeimpute.training.schedule import TimeBudget, shortened
+from vaeimpute.vae.base import Batch
 from vaeimpute.vae.inference import Ensemble, latent_noise
 
-_WIDTHS, _HIDDEN, _LATENT = (48, 96), 256, 32
-_DEPTH: dict[type[ImageVAE], int] = {JointImageVAE: 1, ConditionalImageVAE: 2}
-_WIDER = 20_000  # images from which the networks have a third more channels
-_CHECKED = 0.05  # share of the images that are kept from the training, to tell when to stop
-_MOST_CHECKED, _LEAST_CHECKED, _FEWEST = 256, 10, 40
+_JOINT_SHARE = 0.3  # of a time budget, after which the joint model's training must be done
 _MEAN_OF = 2000  # images whose mean is compared with
-_PASSES = 60  # over all images at most
-_FEWEST_STEPS = 300
-# Floating-point operations of one training: about a minute per 6e12 on a laptop's core, and per 1e15 on a GPU.
-_COST = {
-    "cpu": {JointImageVAE: 8e12, ConditionalImageVAE: 3.6e13},
-    "cuda": {JointImageVAE: 1e15, ConditionalImageVAE: 3e15},
-}
+_EVALUATION_DRAWS = 2
+_DETECTOR_EFFORT = 0.15  # of an imputer's training: pixels are scored, not filled in
 
-V = TypeVar("V", bound=ImageVAE)
+M = TypeVar("M", bound=ImageVAE)
 
 
-class Images(NamedTuple):
-    """Images as tensors: values and observed (n, D), what a pixel is, and the number of its levels less one."""
-
-    values: Tensor
-    observed: Tensor
-    shape: tuple[int, int, int]
-    kind: str
-    n_levels: int
-
-
-def fit_images(
+def fit_imputer(
     images: Images,
     *,
     seed: int,
     dtype: torch.dtype,
     time_budget: float | None = None,
-    on_check: Callable[[str, dict, int], None] = lambda reading, record, n_steps: None,
-) -> tuple[Ensemble, list[dict], bool]:
-    """Fit both readings to images; the parameters and what is returned are those of `fitting.fit_table`."""
-    device = images.values.device
-    clock = Clock(time_budget or math.inf)
-    with seeded(seed):
-        held = Held.choose(images)
-        joint, first = train(JointImageVAE, "joint", images, held, dtype, clock, on_check, share=0.3)
-        conditional, second = train(ConditionalImageVAE, "conditional", images, held, dtype, clock, on_check)
-    # A latent alone cannot say what the pixels around a hole do: the conditional reading answers for all pixels.
-    pixels = torch.ones(images.values.shape[1], dtype=dtype, device=device)
+    max_iter: int | None = None,
+    on_evaluation: OnEvaluation = lambda model, record, n_steps: None,
+) -> FittedModels:
+    """Fit both models to images, and learn what images and pixels score under them.
+
+    Parameters
+    ----------
+    images : Images
+        On the device that shall do the work.
+    seed : int
+    dtype : torch.dtype
+        Of the networks.
+    time_budget : float, optional
+        Seconds after which the best so far is returned.
+    max_iter : int, optional
+        Largest number of training steps of each model.
+    on_evaluation : callable
+        Receives the model's name, the newest record of its history and the number of its steps.
+    """
+    training = _Training(images, seed, dtype, TimeBudget(time_budget), max_iter, on_evaluation)
+    joint, first = training.train(JointImageVAE, "joint", share=_JOINT_SHARE)
+    conditional, second = training.train(ConditionalImageVAE, "conditional")
+    # A latent alone cannot say what the pixels around a missing one do: the conditional model imputes all pixels.
+    pixels = torch.ones(images.values.shape[1], dtype=dtype, device=images.values.device)
     history = [
-        {"reading": name, **record}
-        for name, fit in (("joint", first), ("conditional", second))
-        for record in fit.history
+        {"model": name, **record}
+        for name, result in (("joint", first), ("conditional", second))
+        for record in result.history
     ]
-    return Ensemble(joint, conditional, 0 * pixels, pixels), history, clock.interrupted
+    ensemble = Ensemble(joint, conditional, 0 * pixels, pixels)
+    density = fit_density(conditional, images, torch.arange(len(images.values), device=pixels.device), seed=seed)
+    return FittedModels(density, ensemble, tuple(history), training.budget.interrupted)
 
 
-class Held(NamedTuple):
-    """Images for the training, and others with holes of the kinds that it makes, to check it."""
+def fit_detector(images: Images, *, seed: int, dtype: torch.dtype, robust: bool = False) -> FittedModels:
+    """Train the conditional model, and learn what images and pixels score that it has not seen.
+
+    Parameters
+    ----------
+    images : Images
+    seed : int
+    dtype : torch.dtype
+        Of the networks.
+    robust : bool
+        Whether some images may be outliers.
+    """
+    fitted, held = (rows.to(images.values.device) for rows in split(len(images.values), seed))
+    seen = images._replace(values=images.values[fitted], observed=images.observed[fitted])
+    training = _Training(seen, seed, dtype, TimeBudget())
+    model, _ = training.train(ConditionalImageVAE, "conditional", effort=_DETECTOR_EFFORT)
+    density = fit_density(model, images, held, seed=seed, robust=robust)
+    return FittedModels(density, interrupted=training.budget.interrupted)
+
+
+class _Split(NamedTuple):
+    """Images for the training, and others with missing pixels of the sorts that it makes, to tell when to stop."""
 
     trained: Tensor  # their rows
-    checked: Tensor
-    seen: Tensor  # (1, n_checked, D)
-
-    @classmethod
-    def choose(cls, images: Images) -> Held:
-        """A small share of the images, or all of them if they are few."""
-        n, device = len(images.values), images.values.device
-        order = torch.randperm(n, device=device)
-        n_checked = min(_MOST_CHECKED, max(_LEAST_CHECKED, int(_CHECKED * n))) if n >= _FEWEST else 0
-        checked, trained = order[:n_checked], order[n_checked:]
-        if n_checked == 0:
-            checked = order[:_MOST_CHECKED]
-        observed = images.observed[checked].unsqueeze(0)
-        return cls(trained, checked, observed & shown(observed, images.shape))
+    validated: Tensor
+    visible: Tensor  # (1, n_validated, D)
 
 
-def train(
-    kind: type[V],
-    name: str,
-    images: Images,
-    held: Held,
-    dtype: torch.dtype,
-    clock: Clock,
-    on_check: Callable[[str, dict, int], None] = lambda reading, record, n_steps: None,
-    share: float = 1.0,
-    effort: float = 1.0,
-) -> tuple[V, Fit]:
-    """Train one reading.
+class _Training:
+    """What the trainings of both models have in common."""
 
-    `share` is that of the clock's budget after which it must be done, `effort` the number of its steps beside those of
-    an imputer.
-    """
-    device = images.values.device
-    smooth = kind is ConditionalImageVAE and _are_smooth(images, held)
-    model = kind(_config(kind, images, smooth)).to(device, dtype)
-    plan = _plan(model, len(images.values), effort)
-    noise = latent_noise(model, 2)
-    values = images.values[held.checked].to(dtype)
-    check = Check(values, held.seen, images.observed[held.checked] & ~held.seen, noise, one_unit=True)
+    def __init__(
+        self,
+        images: Images,
+        seed: int,
+        dtype: torch.dtype,
+        budget: TimeBudget,
+        max_iter: int | None = None,
+        on_evaluation: OnEvaluation = lambda model, record, n_steps: None,
+    ) -> None:
+        self.images, self.dtype, self.budget = images, dtype, budget
+        self.max_iter, self.on_evaluation = max_iter, on_evaluation
+        self.init, self.generator = make_generator(seed), make_generator(seed, images.values.device)
+        self.split = _split(images, self.generator)
 
-    def report(record: dict) -> None:
-        on_check(name, record, plan.steps)
+    def train(self, kind: type[M], name: str, *, share: float = 1.0, effort: float = 1.0) -> tuple[M, TrainingResult]:
+        """Train one model.
 
-    trained = images.values[held.trained].to(dtype), images.observed[held.trained].unsqueeze(0)
-    return model, fit_model(model, *trained, check, [plan], clock=clock, share=share, on_check=report)
+        `share` is that of the budget after which it must be done, `effort` the number of its steps beside those of an
+        imputer.
+        """
+        images, dtype = self.images, self.dtype
+        inpaints = kind is ConditionalImageVAE and _inpainting_helps(images, self.split)
+        model = kind(defaults.sizes(kind, images, inpaints=inpaints), self.init).to(images.values.device, dtype)
+        (schedule,) = shortened([defaults.schedule(model, len(images.values), effort)], self.max_iter)
+        values, observed = images.values[self.split.trained].to(dtype), images.observed[self.split.trained]
 
+        def get_batch(size: int, generator: Generator) -> Batch:
+            rows = torch.randint(len(values), (1, size), device=values.device, generator=generator)
+            return Batch(values[rows], observed[rows])
 
-def _are_smooth(images: Images, held: Held) -> bool:
-    """Whether the smoothest image through some pixels says more of the others than the mean image does."""
-    some = held.trained[:_MEAN_OF]
-    mean = images.values[some].sum(0) / images.observed[some].sum(0).clamp(min=1)  # values of holes are zero
-    values, seen = images.values[held.checked], held.seen[0]
-    asked = images.observed[held.checked] & ~seen
-    smooth = smoothest(values, seen, images.shape).permute(0, 2, 3, 1).flatten(1)
-    error, errors_of_mean = ((guess - values).square()[asked].sum() for guess in (smooth, mean))
-    return bool(error < errors_of_mean)
+        def report(record: dict) -> None:
+            self.on_evaluation(name, record, schedule.steps)
 
-
-def _config(kind: type[ImageVAE], images: Images, smooth: bool) -> ImageConfig:
-    n = len(images.values)
-    widths = tuple(w * 4 // 3 if n >= _WIDER else w for w in _WIDTHS)
-    dropout = 0.1 if n < _WIDER else 0.0
-    sizes = (_DEPTH[kind], _HIDDEN, _LATENT, dropout)
-    return ImageConfig(images.shape, images.kind, images.n_levels, widths, *sizes, smooth)
+        validated, visible = self.split.validated, self.split.visible
+        hidden = images.observed[validated] & ~visible
+        noise = latent_noise(model, _EVALUATION_DRAWS)
+        validation = Validation(images.values[validated].to(dtype), visible, hidden, noise, one_unit=True)
+        options: dict[str, Any] = {"generator": self.generator, "budget": self.budget, "share": share}
+        return model, fit_model(model, get_batch, validation, [schedule], on_evaluation=report, **options)
 
 
-def _plan(model: ImageVAE, n: int, effort: float) -> Plan:
-    gpu = model.weights.device.type == "cuda"
-    batch_size = 256 if gpu else 64
-    cost = effort * _COST["cuda" if gpu else "cpu"][type(model)]
-    affordable = cost / (batch_size * _operations(model.config))
-    steps = int(max(_FEWEST_STEPS, min(affordable, effort * _PASSES * n / batch_size)))
-    return Plan(steps, batch_size, 2e-3, patience=5, check_every=max(50, steps // 10))
+def _split(images: Images, generator: Generator) -> _Split:
+    """A small share of the images decides, or all of them if they are few."""
+    n, device = len(images.values), images.values.device
+    order = torch.randperm(n, device=device, generator=generator)
+    n_kept, n_validated = defaults.n_validation(n)
+    validated = order[:n_validated]
+    visible = random_mask(images.observed[validated].unsqueeze(0), images.shape, generator)
+    return _Split(order[n_kept:], validated, visible)
 
 
-def _operations(config: ImageConfig) -> float:
-    """Floating-point operations of the blocks' convolutions, both ways and back, for one image."""
-    sizes = map_sizes(*config.shape[:2])
-    widths = [config.widths[min(i, len(config.widths) - 1)] for i in range(len(sizes))]
-    products = sum(h * w * c**2 for (h, w), c in zip(sizes, widths, strict=True))
-    return 6 * 9 * 2 * config.depth * 2 * products
+def _inpainting_helps(images: Images, split: _Split) -> bool:
+    """Whether the inpainted image says more of hidden pixels than the mean image does."""
+    some = split.trained[:_MEAN_OF]
+    mean = images.values[some].sum(0) / images.observed[some].sum(0).clamp(min=1)  # values of missing pixels are zero
+    values, visible = images.values[split.validated], split.visible[0]
+    hidden = images.observed[split.validated] & ~visible
+    inpainted = inpaint(values, visible, images.shape).permute(0, 2, 3, 1).flatten(1)
+    error, error_of_mean = ((guess - values).square()[hidden].sum() for guess in (inpainted, mean))
+    return bool(error < error_of_mean)

@@ -1,4 +1,4 @@
-"""The smoothest image through some of its pixels: where the conditional reading starts."""
+"""Biharmonic inpainting, the smoothest image through some of its pixels: where the conditional model starts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_ROUNDS = 20  # of the descent; more change nothing on scattered pixels
+_STEPS = 20  # of the descent; more change nothing on scattered pixels
 _RATE = 1 / 64  # below it the descent is stable: the squared Laplacian's largest eigenvalue is 64
 
 
 @torch.no_grad()
-def smoothest(values: Tensor, observed: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def inpaint(values: Tensor, observed: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Fill hidden pixels so that the squared Laplacian, summed over the image, is small.
 
     Biharmonic inpainting (Damelin and Hoang 2018) by accelerated gradient descent, from averages over ever larger
@@ -31,7 +31,7 @@ def smoothest(values: Tensor, observed: Tensor, shape: tuple[int, int, int]) -> 
     x, known = (part.unflatten(1, shape).permute(0, 3, 1, 2) for part in (values, observed.to(values.dtype)))
     h = _averages(x * known, known)
     hidden, velocity = 1 - known, torch.zeros_like(h)
-    for i in range(_ROUNDS):
+    for i in range(_STEPS):
         velocity = i / (i + 3) * velocity - _RATE * _laplacian(_laplacian(h)) * hidden
         h = h + velocity
     return h

@@ -1,4 +1,4 @@
-"""Convolutional networks: what sees an image with holes, and what paints one. No distributions inside.
+"""Convolutional networks: an encoder of images with missing pixels, and a decoder. No distributions inside.
 
 Any height and width: maps are halved upwards rounded, and come back to the size they had on the way down.
 """
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from vaeimpute.vae.layers import has_fast_bfloat16
+from vaeimpute.vae.layers import has_fast_bfloat16, start_uniform
 
 _BOTTOM = 8  # pixels: the largest side of the smallest map, all of which a dense layer sees at once
 _NARROW = 32  # channels of that map on the way to the dense layer
@@ -39,6 +39,25 @@ def map_sizes(height: int, width: int) -> list[tuple[int, int]]:
     return sizes
 
 
+def widths_of(sizes: Sequence[tuple[int, int]], widths: Sequence[int]) -> list[int]:
+    """Channels of each map; the last of `widths` goes for all further ones."""
+    return [widths[min(i, len(widths) - 1)] for i in range(len(sizes))]
+
+
+def convolution(n_in: int, n_out: int, size: int, init: Generator | None, *, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the size of its map, up to its stride; without a generator its weights are empty."""
+    layer = nn.utils.skip_init(nn.Conv2d, n_in, n_out, size, stride=stride, padding=int(size > 1))
+    start_uniform(layer, n_in * size**2, init)
+    return layer
+
+
+def dense(n_in: int, n_out: int, init: Generator | None) -> nn.Linear:
+    """A dense layer; without a generator its weights are empty."""
+    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    start_uniform(layer, n_in, init)
+    return layer
+
+
 class Residual(nn.Module):
     """``x + conv(dropout(silu(norm(conv(silu(norm(x)))))))``, the second convolution zero at the start.
 
@@ -47,20 +66,36 @@ class Residual(nn.Module):
     (B, width, H, W) to the same
     """
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, dropout: float, init: Generator | None) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(8, width), width) for _ in range(2))
-        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.convolutions = nn.ModuleList(convolution(width, width, 3, init) for _ in range(2))
         self.dropout = dropout
         nn.init.zeros_(self.convolutions[1].get_parameter("weight"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.convolutions[0](F.silu(self.norms[0](x)))
-        return x + self.convolutions[1](F.dropout(F.silu(self.norms[1](h)), self.dropout, self.training))
+    def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Without a generator nothing is dropped."""
+        h = F.silu(self.norms[1](self.convolutions[0](F.silu(self.norms[0](x)))))
+        if generator is not None and self.dropout:
+            h = h * (torch.empty_like(h).bernoulli_(1 - self.dropout, generator=generator) / (1 - self.dropout))
+        return x + self.convolutions[1](h)
 
 
-class Seer(nn.Module):
-    """Sees an image: maps from fine to coarse, and one vector of what is in it.
+class ResidualBlocks(nn.ModuleList):
+    """Residual blocks one after the other."""
+
+    def __init__(self, depth: int, width: int, dropout: float, init: Generator | None) -> None:
+        super().__init__(Residual(width, dropout, init) for _ in range(depth))
+
+    def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Without a generator nothing is dropped."""
+        for block in self:
+            x = block(x, generator)
+        return x
+
+
+class ConvEncoder(nn.Module):
+    """Encodes an image as maps from fine to coarse, and as one vector.
 
     Parameters
     ----------
@@ -73,6 +108,8 @@ class Seer(nn.Module):
     hidden : int
         Length of the vector.
     dropout : float
+    init : Generator, optional
+        Of the first weights.
 
     Shape
     -----
@@ -80,31 +117,39 @@ class Seer(nn.Module):
     """
 
     def __init__(
-        self, height: int, width: int, channels: int, widths: Sequence[int], depth: int, hidden: int, dropout: float
+        self,
+        height: int,
+        width: int,
+        channels: int,
+        widths: Sequence[int],
+        depth: int,
+        hidden: int,
+        dropout: float,
+        init: Generator | None = None,
     ) -> None:
         super().__init__()
         step, sizes = stride(height, width), map_sizes(height, width)
         self.padding = (0, sizes[0][1] * step - width, 0, sizes[0][0] * step - height)
-        self.stem = nn.Conv2d(channels, widths[0], 3 if step == 1 else step + 2, step, padding=1)
-        full = [widths[min(i, len(widths) - 1)] for i in range(len(sizes))]
-        self.blocks = nn.ModuleList(nn.Sequential(*(Residual(w, dropout) for _ in range(depth))) for w in full)
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 3, 2, padding=1) for a, b in pairwise(full))
-        self.narrow = nn.Conv2d(full[-1], _NARROW, 1)
-        self.dense = nn.ModuleList(
-            [nn.Linear(_NARROW * sizes[-1][0] * sizes[-1][1], hidden), nn.Linear(hidden, hidden)]
-        )
+        self.stem = convolution(channels, widths[0], 3 if step == 1 else step + 2, init, stride=step)
+        full = widths_of(sizes, widths)
+        self.blocks = nn.ModuleList(ResidualBlocks(depth, w, dropout, init) for w in full)
+        self.down = nn.ModuleList(convolution(a, b, 3, init, stride=2) for a, b in pairwise(full))
+        self.narrow = convolution(full[-1], _NARROW, 1, init)
+        n_bottom = _NARROW * sizes[-1][0] * sizes[-1][1]
+        self.dense = nn.ModuleList([dense(n_bottom, hidden, init), dense(hidden, hidden, init)])
 
-    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(self, x: Tensor, generator: Generator | None = None) -> tuple[list[Tensor], Tensor]:
+        """Without a generator nothing is dropped."""
         x = self.stem(F.pad(x, self.padding).contiguous(memory_format=torch.channels_last))
-        maps = [self.blocks[0](x)]
+        maps = [self.blocks[0](x, generator)]
         for down, blocks in zip(self.down, self.blocks[1:], strict=True):
-            maps.append(blocks(down(maps[-1])))
+            maps.append(blocks(down(maps[-1]), generator))
         h = F.silu(self.dense[0](F.silu(self.narrow(maps[-1])).flatten(1)))
         return maps, h + F.silu(self.dense[1](h))
 
 
-class Painter(nn.Module):
-    """Paints an image from a vector, and from what a `Seer` saw of it if that is given.
+class ConvDecoder(nn.Module):
+    """Decodes an image from a vector, and from the maps of a `ConvEncoder` if there are skip connections.
 
     Parameters
     ----------
@@ -112,9 +157,9 @@ class Painter(nn.Module):
         Of the output.
     n_in : int
         Length of the vector.
-    widths, depth, dropout
-        As of the `Seer`.
-    sees : bool
+    widths, depth, dropout, init
+        As of the `ConvEncoder`.
+    skip_connections : bool
         Whether maps will be given.
 
     Shape
@@ -131,37 +176,36 @@ class Painter(nn.Module):
         widths: Sequence[int],
         depth: int,
         dropout: float,
-        sees: bool,
+        init: Generator | None = None,
+        *,
+        skip_connections: bool,
     ) -> None:
         super().__init__()
-        self.size, self.step, self.sizes, self.sees = (
-            (height, width),
-            stride(height, width),
-            map_sizes(height, width),
-            sees,
-        )
-        full = [widths[min(i, len(widths) - 1)] for i in range(len(self.sizes))][::-1]
+        self.size, self.step, self.sizes = (height, width), stride(height, width), map_sizes(height, width)
+        self.skip_connections = skip_connections
+        full = widths_of(self.sizes, widths)[::-1]
         h, w = self.sizes[-1]
-        self.dense = nn.Linear(n_in, _NARROW * h * w)
-        self.widen = nn.Conv2d(_NARROW, full[0], 1)
-        self.blocks = nn.ModuleList(nn.Sequential(*(Residual(c, dropout) for _ in range(depth))) for c in full)
-        self.up = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(full))
-        self.merge = nn.ModuleList(nn.Conv2d(2 * c, c, 1) for c in full[1:]) if sees else None
-        self.head = nn.Conv2d(full[-1], channels * self.step**2, 3, padding=1)
+        self.dense = dense(n_in, _NARROW * h * w, init)
+        self.widen = convolution(_NARROW, full[0], 1, init)
+        self.blocks = nn.ModuleList(ResidualBlocks(depth, c, dropout, init) for c in full)
+        self.up = nn.ModuleList(convolution(a, b, 3, init) for a, b in pairwise(full))
+        self.merge = nn.ModuleList(convolution(2 * c, c, 1, init) for c in full[1:]) if skip_connections else None
+        self.head = convolution(full[-1], channels * self.step**2, 3, init)
 
-    def forward(self, vector: Tensor, maps: Sequence[Tensor] = ()) -> Tensor:
+    def forward(self, vector: Tensor, maps: Sequence[Tensor] = (), generator: Generator | None = None) -> Tensor:
+        """Without a generator nothing is dropped."""
         x = self.widen(self.dense(vector).unflatten(1, (_NARROW, *self.sizes[-1])))
         x = x.contiguous(memory_format=torch.channels_last)
-        x = self.blocks[0](x + maps[-1] if self.sees else x)
+        x = self.blocks[0](x + maps[-1] if self.skip_connections else x, generator)
         for i, (up, blocks) in enumerate(zip(self.up, self.blocks[1:], strict=True)):
             x = up(F.interpolate(x, size=self.sizes[-2 - i], mode="nearest"))
             if self.merge is not None:
                 x = self.merge[i](torch.cat([x, maps[-2 - i]], 1))
-            x = blocks(x)
+            x = blocks(x, generator)
         return F.pixel_shuffle(self.head(F.silu(x)), self.step)[..., : self.size[0], : self.size[1]]
 
 
-def lowered(module: nn.Module, x: Tensor) -> torch.autocast:
+def autocast_bf16(module: nn.Module, x: Tensor) -> torch.autocast:
     """Products in bfloat16 while `module` trains on hardware that has them; full precision otherwise."""
     low = module.training and x.dtype == torch.float32 and has_fast_bfloat16(x.device)
     return torch.autocast(x.device.type, torch.bfloat16, enabled=low)

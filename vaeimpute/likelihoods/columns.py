@@ -10,15 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vaeimpute.likelihoods.families import LIKELIHOODS, CellSpec, Likelihood
+from vaeimpute.likelihoods.base import CellSpec, Likelihood
+from vaeimpute.likelihoods.families import LIKELIHOODS
 
 
 class ColumnLikelihoods(nn.Module):
     """The product of the columns' likelihoods: the one place that splits the decoder's output.
 
     Columns of one family and of similar width form a group, so that 500 Gaussian columns are one call. Parameters and
-    features are laid out group after group; cells and answers stay in the table's column order, so that the answers
-    of two readings of one table can be averaged.
+    features are laid out group after group; cells and expectations stay in the table's column order, so that the
+    expectations of two models of one table can be averaged.
 
     Parameters
     ----------
@@ -31,10 +32,10 @@ class ColumnLikelihoods(nn.Module):
     order: Tensor  # (D,) columns group after group
     inverse: Tensor  # (D,)
     feature_columns: Tensor  # (F,) column of each feature
-    numeric_features: Tensor  # features that are numbers on a line
-    answer_columns: Tensor  # (A,) column of each answer
-    answer_order: Tensor  # (A,)
-    answer_inverse: Tensor  # (A,)
+    scalar_features: Tensor  # features that are numbers on a line
+    expectation_columns: Tensor  # (A,) column of each expectation
+    expectation_order: Tensor  # (A,)
+    expectation_inverse: Tensor  # (A,)
 
     def __init__(self, specs: Sequence[CellSpec], log_scale_floor: float = -3.5) -> None:
         super().__init__()
@@ -52,22 +53,24 @@ class ColumnLikelihoods(nn.Module):
         self._sizes = [len(columns) for columns in members.values()]
         self._param_sizes = [size * g.n_params for size, g in zip(self._sizes, self.groups, strict=True)]
         self._feature_sizes = [g.n_features for g in self.groups]
-        self._answer_sizes = [g.n_answers for g in self.groups]
+        self._expectation_sizes = [g.n_expectations for g in self.groups]
         self.n_params, self.n_features = sum(self._param_sizes), sum(self._feature_sizes)
-        self.n_answers = sum(self._answer_sizes)
+        self.n_expectations = sum(self._expectation_sizes)
         self._sorted = bool((order.diff() > 0).all())
         local = list(zip(order.split(self._sizes), self.groups, strict=True))
-        answer_columns, answer_order = torch.cat([c[g.answer_columns()] for c, g in local]).sort(stable=True)
+        expectation_columns, expectation_order = torch.cat([c[g.expectation_columns()] for c, g in local]).sort(
+            stable=True
+        )
         buffers = {
             "order": order,
             "inverse": order.argsort(),
             "feature_columns": torch.cat([c[g.feature_columns()] for c, g in local]),
-            "numeric_features": torch.cat([torch.full((g.n_features,), g.numeric) for g in self.groups])
+            "scalar_features": torch.cat([torch.full((g.n_features,), g.has_scalar_features) for g in self.groups])
             .nonzero()
             .squeeze(-1),
-            "answer_columns": answer_columns,
-            "answer_order": answer_order,
-            "answer_inverse": answer_order.argsort(),
+            "expectation_columns": expectation_columns,
+            "expectation_order": expectation_order,
+            "expectation_inverse": expectation_order.argsort(),
         }
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
@@ -80,18 +83,26 @@ class ColumnLikelihoods(nn.Module):
         """Smallest noise variance of each feature, (F,)."""
         return torch.cat([g.noise_floor() for g in self.groups])
 
-    def base(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+    def from_gaussian(self, mean: Tensor, log_scale: Tensor) -> Tensor:
         """Parameters (..., P) of the linear prediction with mean and log standard deviation (..., F)."""
         means, scales = mean.split(self._feature_sizes, -1), log_scale.split(self._feature_sizes, -1)
-        return torch.cat([g.base(m, s).flatten(-2) for g, m, s in zip(self.groups, means, scales, strict=True)], -1)
+        return torch.cat(
+            [g.from_gaussian(m, s).flatten(-2) for g, m, s in zip(self.groups, means, scales, strict=True)], -1
+        )
 
     def log_prob(self, params: Tensor, values: Tensor) -> Tensor:
         """Log-likelihood of each cell: (..., P) and (..., D) to (..., D)."""
         parts = zip(self.groups, self._params(params), self._split(values), strict=True)
         return self._join([g(p).log_prob(v) for g, p, v in parts])
 
-    def sample(self, params: Tensor, draws: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
-        """One draw of each cell, (..., D), from PyTorch's global generator.
+    def sample(
+        self,
+        params: Tensor,
+        generator: torch.Generator,
+        draws: Tensor | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """One draw of each cell, (..., D).
 
         `draws` (M, S, B) picks S among the K of the parameters (M, K, B, P). Columns that are not `wanted` (D,) may
         come as zeros, which saves time.
@@ -103,39 +114,39 @@ class ColumnLikelihoods(nn.Module):
                 parts.append(params.new_zeros(*shape, len(columns)))
                 continue
             picked = p if draws is None else p.take_along_dim(draws[..., None, None], 1)
-            parts.append(group(picked).sample().to(params.dtype))
+            parts.append(group.sample(picked, generator))
         return self._join(parts)
 
-    def answers(self, params: Tensor) -> Tensor:
-        """Expected numbers and class probabilities, (..., A): what is averaged over draws, members and readings."""
-        parts = [g.answers(p) for g, p in zip(self.groups, self._params(params), strict=True)]
-        return self._join_answers(parts)
+    def expectations(self, params: Tensor) -> Tensor:
+        """Expected numbers and class probabilities, (..., A): what is averaged over draws, members and models."""
+        parts = [g.expectations(p) for g, p in zip(self.groups, self._params(params), strict=True)]
+        return self._join_expectations(parts)
 
     def targets(self, values: Tensor) -> Tensor:
-        """The answers of an oracle, (..., A)."""
-        return self._join_answers([g.targets(v) for g, v in zip(self.groups, self._split(values), strict=True)])
+        """The expectations of an oracle, (..., A)."""
+        return self._join_expectations([g.targets(v) for g, v in zip(self.groups, self._split(values), strict=True)])
 
-    def points(self, answers: Tensor) -> Tensor:
-        """Cells (..., D) from averaged answers: the mean of a number, the mode of a class."""
-        ordered = answers if self._sorted else answers.index_select(-1, self.answer_inverse)
-        parts = ordered.split(self._answer_sizes, -1)
-        return self._join([g.points(a) for g, a in zip(self.groups, parts, strict=True)])
+    def point_estimates(self, expectations: Tensor) -> Tensor:
+        """Cells (..., D) from averaged expectations: the mean of a number, the mode of a class."""
+        ordered = expectations if self._sorted else expectations.index_select(-1, self.expectation_inverse)
+        parts = ordered.split(self._expectation_sizes, -1)
+        return self._join([g.point_estimates(e) for g, e in zip(self.groups, parts, strict=True)])
 
     @property
-    def densities(self) -> NDArray[np.bool_]:
+    def is_continuous(self) -> NDArray[np.bool_]:
         """Which columns have a density, and not a probability, (D,)."""
         return np.array([spec.family == "gaussian" for spec in self.specs], dtype=bool)
 
     def cdf(self, params: Tensor, values: Tensor) -> Tensor:
         """Probability of at most that value, (..., P) and (..., D) to (..., D); zero for classes."""
         parts = zip(self.groups, self._params(params), self._split(values), strict=True)
-        return self._join([g(p).cdf(v) if g.measured else torch.zeros_like(p[..., 0] * v) for g, p, v in parts])
+        return self._join([g(p).cdf(v) if g.is_numeric else torch.zeros_like(p[..., 0] * v) for g, p, v in parts])
 
-    def exact(self, cells: Tensor) -> Tensor:
+    def snap_to_values(self, cells: Tensor) -> Tensor:
         """Drawn cells (n, D) in double precision, numbers of few values just as the table has them."""
         out = cells.double().cpu()
         for column, spec in enumerate(self.specs):
-            if spec.family == "levels":
+            if spec.family == "discrete":
                 edges, points = (torch.tensor(part, dtype=torch.float64) for part in (spec.edges, spec.points))
                 out[:, column] = points[torch.searchsorted(edges, out[:, column].contiguous())]
         return out
@@ -152,6 +163,6 @@ class ColumnLikelihoods(nn.Module):
         cells = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return cells if self._sorted else cells.index_select(-1, self.inverse)
 
-    def _join_answers(self, parts: list[Tensor]) -> Tensor:
-        answers = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return answers if self._sorted else answers.index_select(-1, self.answer_order)
+    def _join_expectations(self, parts: list[Tensor]) -> Tensor:
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return joined if self._sorted else joined.index_select(-1, self.expectation_order)

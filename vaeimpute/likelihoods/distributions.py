@@ -1,4 +1,4 @@
-"""The two distributions that PyTorch lacks: over numbered levels, and a histogram beside a Gaussian."""
+"""The two distributions that PyTorch lacks: over a few numbers, and a histogram beside a Gaussian."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import distributions as dist
 
 _LOG_2PI = math.log(2 * math.pi)
 _FEW = 8  # numbers in a row
-_BESIDE = 8.0  # nats by which a value is less likely that is one step from the nearest level
+_BESIDE = 8.0  # nats by which a value is less likely that is one step from the nearest one
 _OUTSIDE = -1e4  # log-density of the histogram beyond its bins: finite, so that no gradient is NaN
 
 
@@ -22,14 +22,14 @@ def normal_log_density(x: Tensor, mean: Tensor | float = 0.0, log_scale: Tensor 
     return -0.5 * ((x - mean) * torch.exp(-log_scale)).square() - log_scale - 0.5 * _LOG_2PI
 
 
-class LevelDistribution(dist.Distribution):
+class DiscreteDistribution(dist.Distribution):
     """Distribution over the values ``points`` (C, N), at least `step` (C,) apart, with `logits` (..., C, N).
 
     A value beside them has the probability of the nearest, and less the farther it is from it.
     """
 
     def __init__(self, logits: Tensor, points: Tensor, cuts: Tensor, step: Tensor) -> None:
-        self.logits = by_level(torch.log_softmax, logits)
+        self.logits = by_category(torch.log_softmax, logits)
         self.points, self.cuts, self.step = points, cuts, step
         super().__init__(logits.shape[:-1], validate_args=False)
 
@@ -45,8 +45,8 @@ class LevelDistribution(dist.Distribution):
     def cdf(self, value: Tensor) -> Tensor:
         return (self.logits.exp() * (self.points <= value.unsqueeze(-1))).sum(-1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        index = draw_index(self.logits.expand(*sample_shape, *self.logits.shape))
+    def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
+        index = draw_index(self.logits.expand(*sample_shape, *self.logits.shape), generator)
         return pick(self.points.expand(*index.shape, -1), index)
 
 
@@ -90,15 +90,18 @@ class HistogramMixture(dist.Distribution):
         return self.log_rest.exp() * of_normal + self.log_share.exp() * of_bins
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        index = draw_index(self.logits.expand(*sample_shape, *self.logits.shape))
+    def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
+        index = draw_index(self.logits.expand(*sample_shape, *self.logits.shape), generator)
         low, width, point = (pick(t.expand(*index.shape, -1), index) for t in (self.low, self.width, self.points))
+
+        def uniform() -> Tensor:
+            return torch.empty_like(low).uniform_(generator=generator)
+
         # Uniform on either side of the bin's mean, which so stays the mean of the draws.
-        t = ((point - low) / width).clamp(0, 1)
-        u = torch.rand_like(low)
-        from_bin = low + width * torch.where(torch.rand_like(low) < t, t + (1 - t) * u, t * u)
-        normal = self.loc + self.log_scale.exp() * torch.randn_like(low)
-        return torch.where(torch.rand_like(low) < self.log_share.exp(), from_bin, normal)
+        t, u = ((point - low) / width).clamp(0, 1), uniform()
+        from_bin = low + width * torch.where(uniform() < t, t + (1 - t) * u, t * u)
+        normal = self.loc + self.log_scale.exp() * torch.empty_like(low).normal_(generator=generator)
+        return torch.where(uniform() < self.log_share.exp(), from_bin, normal)
 
 
 def bin_of(values: Tensor, cuts: Tensor) -> Tensor:
@@ -108,21 +111,22 @@ def bin_of(values: Tensor, cuts: Tensor) -> Tensor:
 
 
 def pick(table: Tensor, index: Tensor) -> Tensor:
-    """Entry of `table` (..., N) at each `index` (...)."""
-    return table.gather(-1, index.expand(table.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+    """Entry of `table` (..., N) at each `index` (...); leading dimensions broadcast."""
+    shape = torch.broadcast_shapes(table.shape[:-1], index.shape)
+    return table.expand(*shape, -1).gather(-1, index.expand(shape).unsqueeze(-1)).squeeze(-1)
 
 
-def draw_index(logits: Tensor) -> Tensor:
+def draw_index(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One index (...) from each row of normalised `logits` (..., N): where a uniform number falls.
 
     Several times as fast as PyTorch's own, which draws N numbers for each.
     """
     cumulated = logits.exp().cumsum(-1)
-    u = torch.rand_like(cumulated[..., :1]) * cumulated[..., -1:]
+    u = torch.empty_like(cumulated[..., :1]).uniform_(generator=generator) * cumulated[..., -1:]
     return torch.searchsorted(cumulated, u, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
-def by_level(function: Callable[[Tensor, int], Tensor], logits: Tensor) -> Tensor:
+def by_category(function: Callable[[Tensor, int], Tensor], logits: Tensor) -> Tensor:
     """`function` (a softmax) along the last axis (..., N); PyTorch is slow there when N is small."""
     if logits.shape[-1] > _FEW:
         return function(logits, -1)

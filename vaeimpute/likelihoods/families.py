@@ -1,138 +1,70 @@
-"""Likelihoods ``p(x | theta)`` of cells: one class per family.
-
-A family says four things about a group of its columns: how a cell enters the linear backbone (``features``), which
-parameters the backbone's prediction of these features stands for (``base``), which distribution a row of parameters
-is (``forward``), and what to average when several draws answer for one cell (``answers``, ``points``).
-"""
+"""The families of likelihoods of cells: Gaussian, discrete numbers, histograms, categories, ordered categories."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch import distributions as dist
 
-from vaeimpute.likelihoods.distributions import HistogramMixture, LevelDistribution, by_level, pick
+from vaeimpute.likelihoods.base import CellSpec, Likelihood
+from vaeimpute.likelihoods.distributions import (
+    DiscreteDistribution,
+    HistogramMixture,
+    by_category,
+    draw_index,
+    pick,
+)
 
-_IMPOSSIBLE = -1e4  # logit of a level that only pads a group: finite, so that no gradient is NaN
-_FAR = 1e4  # cut point above a level that only pads a group: finite for the same reason
-_MAX_LEVELS = 32  # a number with at most so many values is decoded as classes over them
-_MIN_PER_LEVEL = 5  # ... if each value is seen so often on average
-
-
-@dataclass(frozen=True)
-class CellSpec:
-    """What a family learnt about one column, in plain numbers (JSON in and out).
-
-    Attributes
-    ----------
-    family : str
-        Key of ``LIKELIHOODS``.
-    points : tuple of float
-        Class frequencies, values of the levels, or the mean of each histogram bin.
-    edges : tuple of float
-        Cut points between levels, or edges of the histogram bins.
-    """
-
-    family: str
-    points: tuple[float, ...] = ()
-    edges: tuple[float, ...] = ()
-
-
-class Likelihood(nn.Module, ABC):
-    """The likelihood of a group of C columns of one family; subclasses are final.
-
-    Shape letters: C columns of the group, N levels or bins (padded to the widest column), P parameters per column.
-    """
-
-    n_params: int
-    n_features: int  # of the whole group
-    n_answers: int  # of the whole group
-    numeric: bool  # whether the features are numbers on a line, one per column
-    measured: bool = True  # whether the cells are numbers, and not codes of classes
-
-    @classmethod
-    @abstractmethod
-    def fit(cls, x: Tensor, n_levels: int) -> CellSpec:
-        """Learn the specification of a column from its observed cells `x` (n,)."""
-
-    @abstractmethod
-    def forward(self, params: Tensor) -> dist.Distribution:
-        """Distributions of shape (..., C) for parameters (..., C, P)."""
-
-    @abstractmethod
-    def features(self, values: Tensor) -> Tensor:
-        """What the linear backbone sees: (..., C) to (..., n_features)."""
-
-    @abstractmethod
-    def base(self, mean: Tensor, log_scale: Tensor) -> Tensor:
-        """Parameters (..., C, P) that say the same as a Gaussian prediction (..., n_features) of the features."""
-
-    @abstractmethod
-    def answers(self, params: Tensor) -> Tensor:
-        """Expected value or class probabilities: (..., C, P) to (..., n_answers); linear to average over draws."""
-
-    def targets(self, values: Tensor) -> Tensor:
-        """Answer of an oracle that knows the cells: (..., C) to (..., n_answers)."""
-        return values
-
-    def points(self, answers: Tensor) -> Tensor:
-        """Cells (..., C) from averaged answers (..., n_answers)."""
-        return answers
-
-    def feature_columns(self) -> Tensor:
-        """Group-local column of each feature, (n_features,)."""
-        return torch.arange(self.n_features)
-
-    def answer_columns(self) -> Tensor:
-        """Group-local column of each answer, (n_answers,)."""
-        return torch.arange(self.n_answers)
-
-    def noise_floor(self) -> Tensor:
-        """Smallest noise variance of each feature in the linear backbone, (n_features,)."""
-        return torch.zeros(self.n_features)
+_IMPOSSIBLE = -1e4  # logit of a category that only pads a group: finite, so that no gradient is NaN
+_FAR = 1e4  # cut point above a category that only pads a group: finite for the same reason
+_MAX_VALUES = 32  # a number with at most so many values is decoded as classes over them
+_MIN_PER_VALUE = 5  # ... if each value is seen so often on average
 
 
 class Gaussian(Likelihood):
     """``N(x; mean, exp(log_scale)^2)`` with ``log_scale`` floored, for numbers without structure."""
 
-    n_params, numeric = 2, True
+    n_params, has_scalar_features = 2, True
 
     def __init__(self, specs: Sequence[CellSpec], log_scale_floor: float) -> None:
         super().__init__()
-        self.n_features = self.n_answers = len(specs)
+        self.n_features = self.n_expectations = len(specs)
         self.log_scale_floor = log_scale_floor
 
     @classmethod
-    def fit(cls, x: Tensor, n_levels: int) -> CellSpec:
+    def fit(cls, x: Tensor, n_categories: int) -> CellSpec:
         return CellSpec("gaussian")
 
     def forward(self, params: Tensor) -> dist.Distribution:
         mean, log_scale = params.unbind(-1)
         return dist.Normal(mean, log_scale.clamp(min=self.log_scale_floor).exp(), validate_args=False)
 
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        mean, log_scale = params.unbind(-1)
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        return mean + log_scale.clamp(min=self.log_scale_floor).exp() * noise
+
     def features(self, values: Tensor) -> Tensor:
         return values
 
-    def base(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+    def from_gaussian(self, mean: Tensor, log_scale: Tensor) -> Tensor:
         return torch.stack([mean, log_scale.expand_as(mean)], -1)
 
-    def answers(self, params: Tensor) -> Tensor:
+    def expectations(self, params: Tensor) -> Tensor:
         return params[..., 0]
 
 
-class Levels(Likelihood):
-    """A number with few distinct values as classes over these values; the answer is their mean.
+class Discrete(Likelihood):
+    """A number with few distinct values as classes over these values; its point estimate is their mean.
 
     The backbone's Gaussian gives the starting logits, ``-((v - mean) / scale)^2 / 2``.
     """
 
-    numeric = True
+    has_scalar_features = True
     grid: Tensor  # (C, N)
     cuts: Tensor  # (C, N - 1)
     mask: Tensor  # (C, N)
@@ -140,7 +72,7 @@ class Levels(Likelihood):
 
     def __init__(self, specs: Sequence[CellSpec], log_scale_floor: float) -> None:
         super().__init__()
-        self.n_features = self.n_answers = len(specs)
+        self.n_features = self.n_expectations = len(specs)
         self.n_params = max(len(s.points) for s in specs)
         points, valid = _padded([s.points for s in specs])
         cuts, _ = _padded([s.edges for s in specs], fill=math.inf)
@@ -151,33 +83,36 @@ class Levels(Likelihood):
         self.register_buffer("step", torch.tensor(step, dtype=points.dtype), persistent=False)
 
     @classmethod
-    def fit(cls, x: Tensor, n_levels: int) -> CellSpec:
-        levels = x.unique() if len(x) else x.new_zeros(1)
-        cuts = (levels[1:] + levels[:-1]) / 2
-        return CellSpec("levels", tuple(levels.tolist()), tuple(cuts.tolist()))
+    def fit(cls, x: Tensor, n_categories: int) -> CellSpec:
+        values = x.unique() if len(x) else x.new_zeros(1)
+        cuts = (values[1:] + values[:-1]) / 2
+        return CellSpec("discrete", tuple(values.tolist()), tuple(cuts.tolist()))
 
-    def forward(self, params: Tensor) -> dist.Distribution:
-        return LevelDistribution(params, self.grid, self.cuts, self.step)
+    def forward(self, params: Tensor) -> DiscreteDistribution:
+        return DiscreteDistribution(params, self.grid, self.cuts, self.step)
+
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        return self(params).sample(generator=generator)
 
     def features(self, values: Tensor) -> Tensor:
         return values
 
-    def base(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+    def from_gaussian(self, mean: Tensor, log_scale: Tensor) -> Tensor:
         standard = (self.grid - mean.unsqueeze(-1)) * torch.exp(-log_scale).unsqueeze(-1)
         return -0.5 * standard.square().clamp(max=-_IMPOSSIBLE) + self.mask
 
-    def answers(self, params: Tensor) -> Tensor:
-        return (by_level(torch.softmax, params) * self.grid).sum(-1)
+    def expectations(self, params: Tensor) -> Tensor:
+        return (by_category(torch.softmax, params) * self.grid).sum(-1)
 
 
 class Histogram(Likelihood):
     """A number as a mixture of a Gaussian and a histogram over its quantiles; values that repeat get a bin each.
 
     Near-deterministic columns need the Gaussian, spiky and stepped ones the histogram. Parameters: mean, log scale,
-    logit of the histogram's share, N logits. The answer is the mean of the mixture.
+    logit of the histogram's share, N logits. The expectation is the mean of the mixture.
     """
 
-    numeric = True
+    has_scalar_features = True
     n_bins, common = 32, 0.03
     grid: Tensor  # (C, N)
     edges: Tensor  # (C, N - 1)
@@ -189,7 +124,7 @@ class Histogram(Likelihood):
 
     def __init__(self, specs: Sequence[CellSpec], log_scale_floor: float) -> None:
         super().__init__()
-        self.n_features = self.n_answers = len(specs)
+        self.n_features = self.n_expectations = len(specs)
         self.log_scale_floor = log_scale_floor
         grid, valid = _padded([s.points for s in specs])
         edges, _ = _padded([s.edges[1:-1] for s in specs], fill=math.inf)
@@ -202,11 +137,11 @@ class Histogram(Likelihood):
         self.register_buffer("mask", torch.where(valid, 0.0, _IMPOSSIBLE), persistent=False)
 
     @classmethod
-    def fit(cls, x: Tensor, n_levels: int) -> CellSpec:
+    def fit(cls, x: Tensor, n_categories: int) -> CellSpec:
         x = x if len(x) else x.new_zeros(1)
-        levels, count = x.unique(return_counts=True)
+        values, count = x.unique(return_counts=True)
         n_bins = min(cls.n_bins, max(4, len(x) // 20))
-        atoms = levels[count > max(cls.common * len(x), 2)]
+        atoms = values[count > max(cls.common * len(x), 2)]
         # Wide enough for single precision; other numbers may share an atom's bin, two atoms may not.
         half = min(atoms.diff().min().item() / 3, 1e-3) if len(atoms) > 1 else 1e-3
         rest = x[~torch.isin(x, atoms)]
@@ -218,20 +153,23 @@ class Histogram(Likelihood):
         inside = ((edges.unsqueeze(1) > atoms - half) & (edges.unsqueeze(1) < atoms + half)).any(1)
         edges = edges[~inside]
         if len(edges) < 2:
-            edges = torch.stack([levels[0] - half, levels[-1] + half])
+            edges = torch.stack([values[0] - half, values[-1] + half])
         index = torch.bucketize(x, edges[1:-1].contiguous(), right=True)
         n_cells = torch.bincount(index, minlength=len(edges) - 1)
         total = torch.zeros_like(edges[1:]).index_add_(0, index, x)
         points = torch.where(n_cells > 0, total / n_cells.clamp(min=1), (edges[1:] + edges[:-1]) / 2)
         return CellSpec("histogram", tuple(points.tolist()), tuple(edges.tolist()))
 
-    def forward(self, params: Tensor) -> dist.Distribution:
+    def forward(self, params: Tensor) -> HistogramMixture:
         return HistogramMixture(params, self.grid, self.edges, self.low, self.width, self.high, self.log_scale_floor)
+
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        return self(params).sample(generator=generator)
 
     def features(self, values: Tensor) -> Tensor:
         return values
 
-    def base(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+    def from_gaussian(self, mean: Tensor, log_scale: Tensor) -> Tensor:
         # the Gaussian's own mass in each bin, the end bins open
         edges = self.edges[:, : self.grid.shape[1] - 1].clamp(max=1e8)
         below = torch.special.ndtr((edges - mean.unsqueeze(-1)) * torch.exp(-log_scale).unsqueeze(-1))
@@ -240,16 +178,16 @@ class Histogram(Likelihood):
         head = torch.stack([mean, log_scale.expand_as(mean), gate], -1)
         return torch.cat([head, mass.clamp(min=1e-6).log() + self.mask], -1)
 
-    def answers(self, params: Tensor) -> Tensor:
+    def expectations(self, params: Tensor) -> Tensor:
         return self(params).mean
 
 
-class _Classes(nn.Module):
-    """The levels of a group of class columns: as a padded table (C, N), and flat with the real ones only (A,)."""
+class _Categories(nn.Module):
+    """The categories of a group of columns: as a padded table (C, N), and flat with the real ones only (A,)."""
 
     valid: Tensor  # (C, N)
-    forth: Tensor  # (A,) position of each real level in the padded table
-    back: Tensor  # (C * N,) position of each padded level among the real ones; A where there is none
+    forth: Tensor  # (A,) position of each real category in the padded table
+    back: Tensor  # (C * N,) position of each padded category among the real ones; A where there is none
 
     def __init__(self, valid: Tensor) -> None:
         super().__init__()
@@ -261,8 +199,8 @@ class _Classes(nn.Module):
 
     def one_hot(self, values: Tensor) -> Tensor:
         """Codes (..., C) to indicators (..., C, N)."""
-        levels = torch.arange(self.valid.shape[1], device=values.device)
-        return (values.unsqueeze(-1) == levels).to(values.dtype)
+        codes = torch.arange(self.valid.shape[1], device=values.device)
+        return (values.unsqueeze(-1) == codes).to(values.dtype)
 
     def flat(self, padded: Tensor) -> Tensor:
         """(..., C, N) to (..., A)."""
@@ -273,23 +211,23 @@ class _Classes(nn.Module):
         filled = nn.functional.pad(flat, (0, 1), value=fill)
         return filled.index_select(-1, self.back).unflatten(-1, self.valid.shape)
 
-    def modes(self, answers: Tensor) -> Tensor:
-        """Codes (..., C) of the most probable levels."""
-        return self.padded(answers, fill=-1.0).argmax(-1).to(answers.dtype)
+    def modes(self, probabilities: Tensor) -> Tensor:
+        """Codes (..., C) of the most probable categories."""
+        return self.padded(probabilities, fill=-1.0).argmax(-1).to(probabilities.dtype)
 
     def columns(self) -> Tensor:
-        """Group-local column of each real level, (A,)."""
+        """Group-local column of each real category, (A,)."""
         return self.valid.cpu().nonzero()[:, 0]
 
 
 class Categorical(Likelihood):
     """Classes without an order. The backbone predicts standardised indicators, whose mean is read as probabilities.
 
-    A class with L levels enters as L features ``(1_l - p_l) / (sqrt(p_l (1 - p_l) + 1e-3) sqrt(L - 1))`` with noise
-    floored at ``1 / (L - 1)``, so that a class weighs as much as a number, however many levels it has.
+    A class with L categories enters as L features ``(1_l - p_l) / (sqrt(p_l (1 - p_l) + 1e-3) sqrt(L - 1))`` with noise
+    floored at ``1 / (L - 1)``, so that a class weighs as much as a number, however many categories it has.
     """
 
-    numeric = measured = False
+    has_scalar_features = is_numeric = False
     frequency: Tensor  # (C, N)
     scale: Tensor  # (C, N)
     mask: Tensor  # (C, N)
@@ -297,47 +235,50 @@ class Categorical(Likelihood):
     def __init__(self, specs: Sequence[CellSpec], log_scale_floor: float) -> None:
         super().__init__()
         frequency, valid = _padded([s.points for s in specs])
-        self.classes = _Classes(valid)
+        self.categories = _Categories(valid)
         self.n_params = frequency.shape[1]
-        self.n_features = self.n_answers = self.classes.n_flat
-        levels = valid.sum(1, keepdim=True).clamp(min=2)
-        scale = (frequency * (1 - frequency) + 1e-3).sqrt() * (levels - 1).sqrt()
+        self.n_features = self.n_expectations = self.categories.n_flat
+        n_categories = valid.sum(1, keepdim=True).clamp(min=2)
+        scale = (frequency * (1 - frequency) + 1e-3).sqrt() * (n_categories - 1).sqrt()
         for name, value in [("frequency", frequency), ("scale", scale)]:
             self.register_buffer(name, value, persistent=False)
         self.register_buffer("mask", torch.where(valid, 0.0, _IMPOSSIBLE), persistent=False)
 
     @classmethod
-    def fit(cls, x: Tensor, n_levels: int) -> CellSpec:
-        return CellSpec("categorical", tuple(_frequencies(x, n_levels).tolist()))
+    def fit(cls, x: Tensor, n_categories: int) -> CellSpec:
+        return CellSpec("categorical", tuple(_frequencies(x, n_categories).tolist()))
 
     def forward(self, params: Tensor) -> dist.Distribution:
         return dist.Categorical(logits=params + self.mask, validate_args=False)
 
-    def features(self, values: Tensor) -> Tensor:
-        return self.classes.flat((self.classes.one_hot(values) - self.frequency) / self.scale)
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        return draw_index(by_category(torch.log_softmax, params + self.mask), generator).to(params.dtype)
 
-    def base(self, mean: Tensor, log_scale: Tensor) -> Tensor:
-        p = self.classes.padded(mean) * self.scale + self.frequency
+    def features(self, values: Tensor) -> Tensor:
+        return self.categories.flat((self.categories.one_hot(values) - self.frequency) / self.scale)
+
+    def from_gaussian(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+        p = self.categories.padded(mean) * self.scale + self.frequency
         return (nn.functional.softplus(p, beta=20) + 1e-4).log() + self.mask
 
-    def answers(self, params: Tensor) -> Tensor:
-        return self.classes.flat(by_level(torch.softmax, params + self.mask))
+    def expectations(self, params: Tensor) -> Tensor:
+        return self.categories.flat(by_category(torch.softmax, params + self.mask))
 
     def targets(self, values: Tensor) -> Tensor:
-        return self.classes.flat(self.classes.one_hot(values))
+        return self.categories.flat(self.categories.one_hot(values))
 
-    def points(self, answers: Tensor) -> Tensor:
-        return self.classes.modes(answers)
+    def point_estimates(self, expectations: Tensor) -> Tensor:
+        return self.categories.modes(expectations)
 
     def feature_columns(self) -> Tensor:
-        return self.classes.columns()
+        return self.categories.columns()
 
-    def answer_columns(self) -> Tensor:
-        return self.classes.columns()
+    def expectation_columns(self) -> Tensor:
+        return self.categories.columns()
 
     def noise_floor(self) -> Tensor:
-        n_levels = self.classes.valid.cpu().sum(1).clamp(min=2)
-        return (1 / (n_levels - 1.0))[self.feature_columns()]
+        n_categories = self.categories.valid.cpu().sum(1).clamp(min=2)
+        return (1 / (n_categories - 1.0))[self.feature_columns()]
 
 
 class Ordinal(Likelihood):
@@ -346,7 +287,7 @@ class Ordinal(Likelihood):
     The cut points ``c_l`` reproduce the observed frequencies; location and scale come from the backbone and network.
     """
 
-    n_params, numeric, measured = 2, True, False
+    n_params, has_scalar_features, is_numeric = 2, True, False
     scores: Tensor  # (C, N)
     cuts: Tensor  # (C, N - 1)
 
@@ -354,14 +295,14 @@ class Ordinal(Likelihood):
         super().__init__()
         scores, valid = _padded([s.points for s in specs])
         cuts, _ = _padded([s.edges for s in specs], fill=_FAR)
-        self.classes = _Classes(valid)
-        self.n_features, self.n_answers = len(specs), self.classes.n_flat
+        self.categories = _Categories(valid)
+        self.n_features, self.n_expectations = len(specs), self.categories.n_flat
         for name, value in [("scores", scores), ("cuts", cuts)]:
             self.register_buffer(name, value, persistent=False)
 
     @classmethod
-    def fit(cls, x: Tensor, n_levels: int) -> CellSpec:
-        p = _frequencies(x, n_levels)
+    def fit(cls, x: Tensor, n_categories: int) -> CellSpec:
+        p = _frequencies(x, n_categories)
         upper = p.cumsum(0)
         scores = torch.logit(upper - p / 2)
         mean = (p * scores).sum()
@@ -372,37 +313,40 @@ class Ordinal(Likelihood):
     def forward(self, params: Tensor) -> dist.Distribution:
         return dist.Categorical(probs=self._probabilities(params), validate_args=False)
 
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        return draw_index(self._probabilities(params).log(), generator).to(params.dtype)
+
     def features(self, values: Tensor) -> Tensor:
         index = values.long().clamp(0, self.scores.shape[1] - 1)
         return pick(self.scores.expand(*index.shape, -1), index)
 
-    def base(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+    def from_gaussian(self, mean: Tensor, log_scale: Tensor) -> Tensor:
         # a logistic of scale s has standard deviation s pi / sqrt 3
         return torch.stack([mean, log_scale.expand_as(mean) + math.log(math.sqrt(3) / math.pi)], -1)
 
-    def answers(self, params: Tensor) -> Tensor:
-        return self.classes.flat(self._probabilities(params))
+    def expectations(self, params: Tensor) -> Tensor:
+        return self.categories.flat(self._probabilities(params))
 
     def targets(self, values: Tensor) -> Tensor:
-        return self.classes.flat(self.classes.one_hot(values))
+        return self.categories.flat(self.categories.one_hot(values))
 
-    def points(self, answers: Tensor) -> Tensor:
-        return self.classes.modes(answers)
+    def point_estimates(self, expectations: Tensor) -> Tensor:
+        return self.categories.modes(expectations)
 
-    def answer_columns(self) -> Tensor:
-        return self.classes.columns()
+    def expectation_columns(self) -> Tensor:
+        return self.categories.columns()
 
     def _probabilities(self, params: Tensor) -> Tensor:
         loc, log_scale = params.unsqueeze(-2).unbind(-1)  # (..., C, 1)
         upper = torch.sigmoid((self.cuts - loc) * torch.exp(-log_scale.clamp(-4, 4)))
         upper = nn.functional.pad(upper, (0, 1), value=1.0)
         lower = nn.functional.pad(upper[..., :-1], (1, 0))
-        return torch.where(self.classes.valid, (upper - lower).clamp(min=1e-7), 0)
+        return torch.where(self.categories.valid, (upper - lower).clamp(min=1e-7), 0)
 
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     "gaussian": Gaussian,
-    "levels": Levels,
+    "discrete": Discrete,
     "histogram": Histogram,
     "categorical": Categorical,
     "ordinal": Ordinal,
@@ -411,13 +355,13 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
 
 def is_discrete(x: Tensor) -> bool:
     """Whether a number has so few distinct values, each often enough, that they are decoded as classes."""
-    n_levels = len(x.unique())
-    return 2 <= n_levels <= min(_MAX_LEVELS, len(x) // _MIN_PER_LEVEL)
+    n_values = len(x.unique())
+    return 2 <= n_values <= min(_MAX_VALUES, len(x) // _MIN_PER_VALUE)
 
 
-def _frequencies(x: Tensor, n_levels: int) -> Tensor:
-    """Share of each level among the codes `x`, half a cell added to each."""
-    count = torch.bincount(x.long(), minlength=max(n_levels, 1)).double() + 0.5
+def _frequencies(x: Tensor, n_categories: int) -> Tensor:
+    """Share of each category among the codes `x`, half a cell added to each."""
+    count = torch.bincount(x.long(), minlength=max(n_categories, 1)).double() + 0.5
     return count / count.sum()
 
 

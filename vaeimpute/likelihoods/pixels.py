@@ -1,4 +1,4 @@
-"""p(pixel | parameters): one class per family, and the product over all pixels, which answers as columns do."""
+"""p(pixel | parameters): one class per family, and the product over all pixels, with the face of columns."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class PixelFamily(ABC):
     gain, middle = 1.0, 0.0  # adding `gain (x - middle)` to them makes it about x
     mean_weight = 0.0  # of the mean's squared error in training, where the likelihood alone is slow to teach it
 
-    def __init__(self, n_levels: int) -> None:
-        self.n_levels = n_levels
+    def __init__(self, max_level: int) -> None:
+        self.max_level = max_level
 
     @abstractmethod
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
@@ -41,8 +41,8 @@ class PixelFamily(ABC):
         """Expected pixel."""
 
     @abstractmethod
-    def sample(self, params: Tensor) -> Tensor:
-        """One draw of each pixel, from PyTorch's global generator."""
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        """One draw of each pixel."""
 
     def point(self, mean: Tensor) -> Tensor:
         """What stands for a pixel whose expectation is known."""
@@ -65,15 +65,15 @@ class Bernoulli(PixelFamily):
     def mean(self, params: Tensor) -> Tensor:
         return params[..., 0].sigmoid()
 
-    def sample(self, params: Tensor) -> Tensor:
-        return self.mean(params).bernoulli()
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        return self.mean(params).bernoulli(generator=generator)
 
     def point(self, mean: Tensor) -> Tensor:
         return (mean > 0.5).to(mean.dtype)
 
 
 class DiscretizedLogistic(PixelFamily):
-    """Pixels of ``n_levels + 1`` equidistant levels in [0, 1], as 8-bit pixels are.
+    """Pixels of ``max_level + 1`` equidistant levels in [0, 1], as 8-bit pixels are.
 
     A mixture of logistic distributions, each integrated over the level's interval; the first and the last level have
     all that lies beyond (Salimans et al. 2017, eq. 2). Its mean is that of the logistic clipped to [0, 1], in closed
@@ -92,7 +92,7 @@ class DiscretizedLogistic(PixelFamily):
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         log_weight, mean, log_scale = self._split(params)
         x = x.unsqueeze(-1)
-        inverse, half = torch.exp(-log_scale), 0.5 / self.n_levels
+        inverse, half = torch.exp(-log_scale), 0.5 / self.max_level
         above, below = (x - mean + half) * inverse, (x - mean - half) * inverse
         # log(sigmoid(above) - sigmoid(below)) without cancellation: the difference of two tails
         inside = F.logsigmoid(above) + F.logsigmoid(-below) + torch.log(-torch.expm1(-2 * half * inverse))
@@ -101,7 +101,7 @@ class DiscretizedLogistic(PixelFamily):
 
     def cdf(self, params: Tensor, x: Tensor) -> Tensor:
         log_weight, mean, log_scale = self._split(params)
-        edge = ((x * self.n_levels).floor() + 0.5) / self.n_levels  # the upper one of the last level that counts
+        edge = ((x * self.max_level).floor() + 0.5) / self.max_level  # the upper one of the last level that counts
         below = (log_weight.exp() * ((edge.unsqueeze(-1) - mean) * torch.exp(-log_scale)).sigmoid()).sum(-1)
         return torch.where(x < 1, below * (x >= 0), 1)
 
@@ -110,13 +110,13 @@ class DiscretizedLogistic(PixelFamily):
         s = torch.exp(log_scale)
         return (log_weight.exp() * s * (F.softplus(mean / s) - F.softplus((mean - 1) / s))).sum(-1)
 
-    def sample(self, params: Tensor) -> Tensor:
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
         log_weight, mean, log_scale = self._split(params)
-        gumbel = -torch.empty_like(log_weight).exponential_().log()
+        gumbel = -torch.empty_like(log_weight).exponential_(generator=generator).log()
         chosen = (log_weight + gumbel).argmax(-1, keepdim=True)
         mean, scale = mean.gather(-1, chosen).squeeze(-1), log_scale.gather(-1, chosen).squeeze(-1).exp()
-        uniform = torch.rand_like(mean).clamp(1e-6, 1 - 1e-6)
-        return ((mean + scale * torch.logit(uniform)).clamp(0, 1) * self.n_levels).round() / self.n_levels
+        uniform = torch.empty_like(mean).uniform_(generator=generator).clamp(1e-6, 1 - 1e-6)
+        return ((mean + scale * torch.logit(uniform)).clamp(0, 1) * self.max_level).round() / self.max_level
 
 
 class Gaussian(PixelFamily):
@@ -138,9 +138,9 @@ class Gaussian(PixelFamily):
     def mean(self, params: Tensor) -> Tensor:
         return params[..., 0]
 
-    def sample(self, params: Tensor) -> Tensor:
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
         mean, log_scale = self._split(params)
-        return mean + torch.exp(log_scale) * torch.randn_like(mean)
+        return mean + torch.exp(log_scale) * torch.empty_like(mean).normal_(generator=generator)
 
 
 # Kind of the pixels -> their family.
@@ -156,17 +156,17 @@ class Pixels(nn.Module):
         A key of ``PIXELS``.
     n_pixels : int
         Pixels times channels, D.
-    n_levels : int
+    max_level : int
         Of 8-bit pixels, the largest level.
     """
 
-    answer_columns: Tensor  # (D,) every pixel has one answer
+    expectation_columns: Tensor  # (D,) every pixel has one expectation
 
-    def __init__(self, kind: str, n_pixels: int, n_levels: int) -> None:
+    def __init__(self, kind: str, n_pixels: int, max_level: int) -> None:
         super().__init__()
-        self.kind, self.family = kind, PIXELS[kind](n_levels)
+        self.kind, self.family = kind, PIXELS[kind](max_level)
         self.n_params = n_pixels * self.family.n_params
-        self.register_buffer("answer_columns", torch.arange(n_pixels), persistent=False)
+        self.register_buffer("expectation_columns", torch.arange(n_pixels), persistent=False)
 
     def log_prob(self, params: Tensor, values: Tensor) -> Tensor:
         """Log-likelihood of each pixel: (..., P) and (..., D) to (..., D)."""
@@ -176,8 +176,8 @@ class Pixels(nn.Module):
         """Probability of at most that value of each pixel: (..., P) and (..., D) to (..., D)."""
         return self.family.cdf(self._split(params), values)
 
-    def taught(self, params: Tensor, values: Tensor) -> Tensor:
-        """What the training of a conditional reading maximises: the log-likelihood less the mean's squared error.
+    def training_log_prob(self, params: Tensor, values: Tensor) -> Tensor:
+        """What the training of a conditional model maximises: the log-likelihood less the mean's squared error.
 
         Sharp modes, black and white, rule the likelihood of 8-bit pixels; the mean, which fills a hole best, learns
         faster when its own error counts too, at little cost to the likelihood.
@@ -188,32 +188,38 @@ class Pixels(nn.Module):
             return log_px
         return log_px - self.family.mean_weight * (self.family.mean(split) - values).square()
 
-    def sample(self, params: Tensor, draws: Tensor | None = None, wanted: Tensor | None = None) -> Tensor:
-        """One draw of each pixel, (..., D), from PyTorch's global generator.
+    def sample(
+        self,
+        params: Tensor,
+        generator: torch.Generator,
+        draws: Tensor | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """One draw of each pixel, (..., D).
 
         `draws` (M, S, B) picks S among the K of the parameters (M, K, B, P); all pixels are drawn, `wanted` or not.
         """
         params = params if draws is None else params.take_along_dim(draws.unsqueeze(-1), 1)
-        return self.family.sample(self._split(params))
+        return self.family.sample(self._split(params), generator)
 
-    def answers(self, params: Tensor) -> Tensor:
+    def expectations(self, params: Tensor) -> Tensor:
         """Expected pixels, (..., D)."""
         return self.family.mean(self._split(params))
 
     def targets(self, values: Tensor) -> Tensor:
-        """The answers of an oracle: the pixels."""
+        """The expectations of an oracle: the pixels."""
         return values
 
-    def points(self, answers: Tensor) -> Tensor:
-        """Pixels (..., D) from averaged answers."""
-        return self.family.point(answers)
+    def point_estimates(self, expectations: Tensor) -> Tensor:
+        """Pixels (..., D) from averaged expectations."""
+        return self.family.point(expectations)
 
     @property
-    def densities(self) -> NDArray[np.bool_]:
+    def is_continuous(self) -> NDArray[np.bool_]:
         """Which pixels have a density, and not a probability, (D,)."""
-        return np.full(len(self.answer_columns), self.kind == "numeric")
+        return np.full(len(self.expectation_columns), self.kind == "numeric")
 
-    def exact(self, cells: Tensor) -> Tensor:
+    def snap_to_values(self, cells: Tensor) -> Tensor:
         """Drawn pixels (n, D) as they are: the encoder rounds to levels."""
         return cells
 

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from vaeimpute.likelihoods.families import LIKELIHOODS, CellSpec, is_discrete
+from vaeimpute.likelihoods.base import CellSpec
+from vaeimpute.likelihoods.families import LIKELIHOODS, is_discrete
 
-# Kind of a column -> family in the joint and in the conditional reading. A number with few distinct values becomes
-# "levels" in both. (Kinds are strings: the model knows no tables.)
+# Kind of a column -> family in the joint and in the conditional model. A number with few distinct values becomes
+# "discrete" in both. (Kinds are strings: the model knows no tables.)
 FAMILIES = {
     "numeric": ("gaussian", "histogram"),
     "positive": ("gaussian", "histogram"),
@@ -23,30 +24,30 @@ FAMILIES = {
 
 
 class Table(NamedTuple):
-    """A table as tensors: values and observed (n, D), kind and number of levels per column."""
+    """A table as tensors: values and observed (n, D), kind and number of categories per column (0: numbers)."""
 
     values: Tensor
     observed: Tensor
     kinds: Sequence[str]
-    n_levels: Sequence[int]
+    n_categories: Sequence[int]
 
 
 def cell_specs(table: Table) -> tuple[list[CellSpec], list[CellSpec]]:
-    """The likelihood of each column in the joint and in the conditional reading."""
+    """The likelihood of each column in the joint and in the conditional model."""
     specs: tuple[list[CellSpec], list[CellSpec]] = ([], [])
-    for column, (kind, n_levels) in enumerate(zip(table.kinds, table.n_levels, strict=True)):
+    for column, (kind, n_categories) in enumerate(zip(table.kinds, table.n_categories, strict=True)):
         cells = table.values[table.observed[:, column], column].double().cpu()
-        for reading, family in zip(specs, FAMILIES[kind], strict=True):
-            if n_levels == 0 and is_discrete(cells):
-                family = "levels"
-            reading.append(LIKELIHOODS[family].fit(cells, n_levels))
+        for of_model, family in zip(specs, FAMILIES[kind], strict=True):
+            if n_categories == 0 and is_discrete(cells):
+                family = "discrete"
+            of_model.append(LIKELIHOODS[family].fit(cells, n_categories))
     return specs
 
 
 def density_specs(table: Table) -> list[CellSpec]:
     """The likelihood of each column in a density, which takes every number as a number on a line."""
-    columns = enumerate(zip(table.kinds, table.n_levels, strict=True))
+    columns = enumerate(zip(table.kinds, table.n_categories, strict=True))
     return [
-        LIKELIHOODS[FAMILIES[kind][0]].fit(table.values[table.observed[:, j], j].double().cpu(), n_levels)
-        for j, (kind, n_levels) in columns
+        LIKELIHOODS[FAMILIES[kind][0]].fit(table.values[table.observed[:, j], j].double().cpu(), n_categories)
+        for j, (kind, n_categories) in columns
     ]

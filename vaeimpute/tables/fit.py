@@ -1,291 +1,156 @@
-"""From a table to its fitted readings: linear start, both networks, their shares per column, the spread of draws.
-
-Everything that a default depends on is a function of (rows, columns) and stands in this file.
-"""
+"""From a table to its fitted models: linear start, both networks, their weights per column, the dispersion of draws."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from vaeimpute.gaussian.factor_analysis import FLOORS, Linear, choose_linear, fit_linear
-from vaeimpute.likelihoods.columns import ColumnLikelihoods
-from vaeimpute.likelihoods.families import CellSpec
+from vaeimpute.anomaly.density import FittedModels
+from vaeimpute.likelihoods.base import CellSpec
+from vaeimpute.tables import defaults
 from vaeimpute.tables.data import Table, cell_specs
-from vaeimpute.tables.models import ConditionalVAE, JointVAE, MaskedVAE, ModelConfig
-from vaeimpute.tables.smoother import HEADS
-from vaeimpute.training.loop import Check, Clock, Fit, Folds, Plan, fit_model, refit_model, seeded, summed_per_column
-from vaeimpute.vae.inference import Ensemble, draw_per_member, latent_noise
+from vaeimpute.tables.ensemble_density import fit_ensemble_density
+from vaeimpute.tables.linear_start import CrossFit, LinearStart
+from vaeimpute.tables.models import ConditionalVAE, JointVAE, TableVAE
+from vaeimpute.tables.stacking import dispersion, stacking_weight
+from vaeimpute.training.loop import GetBatch, TrainingResult, Validation, fit_model, refit_model
+from vaeimpute.training.runtime import OnEvaluation, make_generator
+from vaeimpute.training.schedule import Schedule, TimeBudget, shortened
+from vaeimpute.vae.base import Batch
+from vaeimpute.vae.inference import Ensemble, latent_noise
+from vaeimpute.vae.masking import HeldOutCells
 
-HELD_OUT = 0.1  # share of the observed cells that each member is asked for
-N_FOLDS = 4
-R = TypeVar("R", bound=MaskedVAE)
-MIN_ROWS = 40  # below, the linear model alone answers
-_BANK_ROWS = 8192  # training rows that vote on a cell
-_CHECK_ROWS = 1000  # of the rows with held-out cells, so that a look stays cheap
-_CHECK_CELLS = 60_000  # wide tables have many cells in a row
-_STACKED, _PRIOR_CELLS = 2000, 100  # rows from which the readings' shares are fitted, and cells that the prior is worth
-_ALIKE = 0.05  # squared difference of both answers, in squared errors, that says little
-_EM_ROWS = 20_000  # a linear model does not improve with more
-_FEWEST_STEPS = 50
-_COST = 6e11  # floating-point operations of one training: ten to twenty seconds on a laptop's core
+_JOINT_SHARE, _CONDITIONAL_SHARE = 0.45, 0.85  # of a time budget, after which a model's training must be done
+_JOINT_DRAWS, _CONDITIONAL_DRAWS = 16, 4  # of an evaluation
+_CANDIDATES = 20  # rows that are looked at for each row with held-out cells
+_DISPERSION_ROWS, _DISPERSION_CELLS = 1000, 10_000
+
+M = TypeVar("M", bound=TableVAE)
 
 
-def fit_table(
+def fit_imputer(
     table: Table,
     *,
     seed: int,
     dtype: torch.dtype,
     time_budget: float | None = None,
-    on_check: Callable[[str, dict, int], None] = lambda reading, record, n_steps: None,
-) -> tuple[Ensemble, list[dict], bool]:
-    """Fit both readings to a table.
+    max_iter: int | None = None,
+    on_evaluation: OnEvaluation = lambda model, record, n_steps: None,
+) -> FittedModels:
+    """Fit both models to a table, and learn what its rows and cells score under them.
 
     Parameters
     ----------
     table : Table
         On the device that shall do the work.
     seed : int
-        Seeds PyTorch's generators for the time of the call; afterwards they are as before.
     dtype : torch.dtype
         Precision of the networks; the linear model is always fitted in float64.
     time_budget : float, optional
         Seconds after which the best so far is returned.
-    on_check : callable
-        Receives the reading's name, the newest record of its history and the number of its steps.
-
-    Returns
-    -------
-    ensemble : Ensemble
-    history : list of dict
-        Records of all checks, each with the name of its reading.
-    interrupted : bool
-        Whether Ctrl-C ended the training early.
+    max_iter : int, optional
+        Largest number of training steps of each model.
+    on_evaluation : callable
+        Receives the model's name, the newest record of its history and the number of its steps.
     """
-    clock = Clock(time_budget or math.inf)
-    with seeded(seed):
-        return _fit(table, dtype, clock, on_check)
+    budget = TimeBudget(time_budget)
+    ensemble, history = fit_ensemble(
+        table, seed=seed, dtype=dtype, budget=budget, max_iter=max_iter, on_evaluation=on_evaluation
+    )
+    density = fit_ensemble_density(ensemble, table, seed=seed)
+    return FittedModels(density, ensemble, tuple(history), budget.interrupted)
 
 
-class _Trained(NamedTuple, Generic[R]):
-    """A reading after its training with held-out cells, and what its refit on all cells needs."""
+class _Trained(NamedTuple, Generic[M]):
+    """A model after its training with held-out cells, and what its refit on all cells needs."""
 
-    model: R
-    fit: Fit
-    plan: Plan
-    folds: Folds | None
+    model: M
+    result: TrainingResult
+    schedule: Schedule
+    folds: CrossFit | None
 
 
-def _fit(table: Table, dtype: torch.dtype, clock: Clock, on_check: Callable) -> tuple[Ensemble, list[dict], bool]:
+def fit_ensemble(
+    table: Table,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    budget: TimeBudget,
+    max_iter: int | None = None,
+    on_evaluation: OnEvaluation = lambda model, record, n_steps: None,
+) -> tuple[Ensemble, list[dict]]:
+    """The two models of `fit_imputer`, and the records of their evaluations."""
+    device = table.values.device
+    init, generator = make_generator(seed), make_generator(seed, device)
     values, observed = table.values.to(dtype), table.observed
-    held_out = observed & (torch.rand(_n_members(len(values)), *observed.shape, device=values.device) < HELD_OUT)
-    seen = observed & ~held_out
-    # Only rows with something to ask, and no more than it takes to see a difference; the same for both readings.
-    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)
-    most = max(100, min(_CHECK_ROWS, _CHECK_CELLS // values.shape[1]))
-    rows = rows[torch.randperm(len(rows), device=rows.device)[:most]]
-    specs = cell_specs(table)
-    start = _LinearStart(table, specs[0], held_out)
+    n, n_columns = values.shape
+    held_out = HeldOutCells(defaults.HELD_OUT, defaults.n_members(n), seed)
 
-    def train(kind: type[R], name: str, specs: list[CellSpec], share: float) -> _Trained[R]:
-        model = kind(_config(kind, table, start.rank, start.level), specs).to(values.device, dtype)
-        linear, folds = start.backbones(model.likelihoods, dtype)
+    def visible(rows: Tensor) -> Tensor:
+        return observed[rows] & ~held_out(rows, n_columns)
+
+    # Only rows with something to predict, and no more than it takes to see a difference; the same for both models.
+    most = defaults.n_validation_rows(n_columns)
+    rows = torch.randperm(n, device=device, generator=generator)[: _CANDIDATES * most]
+    rows = rows[(observed[rows] & held_out(rows, n_columns)).any(-1).any(0)][:most]
+    predicted = observed[rows] & held_out(rows, n_columns)
+    specs = cell_specs(table)
+    start = LinearStart(table, specs[0], held_out, generator)
+
+    def train(kind: type[M], name: str, specs: list[CellSpec], n_draws: int, share: float) -> _Trained[M]:
+        model = kind(defaults.sizes(kind, table, start.rank, start.level), specs, init).to(device, dtype)
+        backbone, folds = start.backbones(model.likelihoods, dtype)
         folds = folds if kind is ConditionalVAE else None
-        model.start(linear, values, observed)
-        plans = _plans(model, table)
-        n_steps = sum(plan.steps for plan in plans)
+        model.start(backbone, values, observed, generator)
+        model.remember(visible)
+        schedules = shortened(defaults.schedules(model, table), max_iter)
+        n_steps = sum(schedule.steps for schedule in schedules)
 
         def report(record: dict) -> None:
-            on_check(name, record, n_steps)
+            on_evaluation(name, record, n_steps)
 
-        noise = latent_noise(model, 16 if kind is JointVAE else 4)
-        check = Check(values[rows], seen[:, rows], held_out[:, rows], noise)
-        fit = fit_model(model, values, seen, check, plans, folds=folds, clock=clock, share=share, on_check=report)
-        return _Trained(model, fit, plans[-1], folds)
+        validation = Validation(values[rows], visible(rows), predicted, latent_noise(model, n_draws))
+        get_batch = _batches(values, visible, held_out.n_members, folds)
+        options: dict[str, Any] = {"generator": generator, "budget": budget, "share": share, "on_evaluation": report}
+        result = fit_model(model, get_batch, validation, schedules, **options)
+        return _Trained(model, result, schedules[-1], folds)
 
-    joint = train(JointVAE, "joint", specs[0], share=0.45)
-    conditional = train(ConditionalVAE, "conditional", specs[1], share=0.85)
-    columns, n_asked = joint.model.likelihoods.answer_columns, held_out[:, rows].sum((0, 1))
-    share = _shares(joint.fit.misses, conditional.fit.misses, columns, n_asked, len(values))
-    continuous = torch.tensor([spec.family == "gaussian" for spec in specs[0]], device=values.device)
-    spread = _spread(joint.model, conditional.model, share, values, observed, held_out, continuous)
+    joint = train(JointVAE, "joint", specs[0], _JOINT_DRAWS, _JOINT_SHARE)
+    conditional = train(ConditionalVAE, "conditional", specs[1], _CONDITIONAL_DRAWS, _CONDITIONAL_SHARE)
+    columns = joint.model.likelihoods.expectation_columns
+    weight = stacking_weight(joint.result.residuals, conditional.result.residuals, columns, predicted.sum((0, 1)), n)
+    few = slice(0, max(100, min(_DISPERSION_ROWS, _DISPERSION_CELLS // n_columns)))
+    is_continuous = torch.tensor([spec.family == "gaussian" for spec in specs[0]], device=device)
+    given = (values[rows[few]], visible(rows[few]), predicted[:, few], is_continuous, generator)
+    factor = dispersion(joint.model, conditional.model, weight, *given)
     for trained in (joint, conditional):
-        steps = int(trained.plan.refit * trained.fit.steps)
-        refit_model(trained.model, values, observed, trained.plan, steps, folds=trained.folds, clock=clock)
+        model = trained.model
+        model.remember(lambda rows: observed[rows].unsqueeze(0))
+        everything = _batches(values, lambda rows: observed[rows], held_out.n_members, trained.folds)
+        schedule = trained.schedule.for_refit(trained.result.steps)
+        refit_model(model, everything, schedule, generator=generator, budget=budget)
     history = [
-        {"reading": name, **record}
+        {"model": name, **record}
         for name, trained in (("joint", joint), ("conditional", conditional))
-        for record in trained.fit.history
+        for record in trained.result.history
     ]
-    return Ensemble(joint.model, conditional.model, share, spread), history, clock.interrupted
+    return Ensemble(joint.model, conditional.model, weight, factor), history
 
 
-class _LinearStart:
-    """Linear backbones of one table: rank and noise floor chosen, then one fit per member and fold, for both readings.
+def _batches(values: Tensor, visible: Callable[[Tensor], Tensor], n_members: int, folds: CrossFit | None) -> GetBatch:
+    """Random rows of a table; with folds all from one of them, and the backbone that has not seen it."""
 
-    The readings have the same features in another order; here they stand in the order of the table's columns.
-    """
+    def get_batch(size: int, generator: Generator) -> Batch:
+        options: dict[str, Any] = {"device": values.device, "generator": generator}
+        if folds is None:
+            rows = torch.randint(len(values), (n_members, size), **options)
+            return Batch(values[rows], visible(rows), rows)
+        chosen = int(torch.randint(len(folds.rows), (1,), **options))
+        own = folds.rows[chosen]
+        rows = own[torch.randint(len(own), (n_members, size), **options)]
+        return Batch(values[rows], visible(rows), rows, folds.backbones[chosen])
 
-    def __init__(self, table: Table, specs: list[CellSpec], held_out: Tensor) -> None:
-        n = len(table.values)
-        rows = torch.randperm(n, device=table.values.device)[:_EM_ROWS]
-        likelihoods = ColumnLikelihoods(specs).to(rows.device, torch.float64)
-        order = likelihoods.feature_columns.argsort(stable=True)
-        columns = likelihoods.feature_columns[order]
-        features, observed = (
-            likelihoods.features(table.values[rows].double())[:, order],
-            table.observed[rows][:, columns],
-        )
-        hidden, floor = held_out[:, rows][..., columns], likelihoods.noise_floor().to(order.device)[order].double()
-        weight = 1 / torch.bincount(columns)[columns].double()
-        at_most = floor.clamp(min=FLOORS[0])
-        self.rank, chosen = choose_linear(features, observed, hidden[0], at_most, weight=weight)
-        self.level = min(chosen.min().item(), FLOORS[0])
-        floor = floor.clamp(min=self.level)
-        # Members are blind to their held-out cells, a fold's backbone to the rows of that fold.
-        self.members = [fit_linear(features, observed & ~h, self.rank, floor) for h in hidden]
-        self.fold_rows, self.folds = [], []
-        if MIN_ROWS <= n <= _EM_ROWS:
-            fold = torch.arange(n, device=rows.device) % N_FOLDS
-            self.fold_rows = [rows[fold == f] for f in range(N_FOLDS)]
-            parts = [fold != f for f in range(N_FOLDS)]
-            self.folds = [fit_linear(features[part], observed[part], self.rank, floor, 20) for part in parts]
-
-    def backbones(self, likelihoods: ColumnLikelihoods, dtype: torch.dtype) -> tuple[Linear, Folds | None]:
-        """The members' and the folds', as one reading lays out its features."""
-        place = likelihoods.feature_columns.argsort(stable=True).argsort()
-        members, folds = (
-            [Linear(*(p[place] for p in linear)).to(dtype) for linear in fits] for fits in (self.members, self.folds)
-        )
-        stacked = Linear(*(torch.stack(p) for p in zip(*members, strict=True)))
-        return stacked, Folds(self.fold_rows, folds) if folds else None
-
-
-def _shares(joint: Tensor, conditional: Tensor, columns: Tensor, n_asked: Tensor, n: int) -> Tensor:
-    """Share of the joint reading per column, (D,), from what both miss on held-out cells, (M, n, A).
-
-    Inversely to the fourth power of the error: close to an even average where both do as well, which is safest on small
-    tables, and close to a choice where one is clearly better. Large tables can afford the share with the least squared
-    error (stacking, Breiman 1996), with the former as a prior. One half where nothing was asked.
-    """
-
-    def sums(products: Tensor) -> Tensor:
-        return summed_per_column(products, columns, len(n_asked))
-
-    of_joint, of_conditional = sums(joint.square()), sums(conditional.square())
-    ratio = (of_joint / of_conditional.clamp(min=1e-30)) ** 4
-    prior = torch.where(of_joint + of_conditional > 0, 1 / (1 + ratio), 0.5)
-    if n < _STACKED:
-        return prior
-    apart = sums((conditional - joint).square())
-    # Where both say nearly the same, as of a linear table, only noise would choose between them.
-    believed = _PRIOR_CELLS * (apart + _ALIKE * of_conditional) / n_asked.clamp(min=1)
-    best = (sums((conditional - joint) * conditional) + believed * prior) / (apart + believed).clamp(min=1e-30)
-    return torch.where(apart > 0, best.clamp(0, 1), prior)
-
-
-def _spread(
-    joint: MaskedVAE,
-    conditional: MaskedVAE,
-    share: Tensor,
-    values: Tensor,
-    observed: Tensor,
-    held_out: Tensor,
-    continuous: Tensor,
-    n_draws: int = 48,
-    level: float = 0.9,
-) -> Tensor:
-    """Factor per column by which the draws must spread so that their 90% intervals hold 90% of the held-out cells.
-
-    One for levels and classes, whose draws must stay what they are.
-    """
-    n_rows = max(100, min(1000, 10_000 // values.shape[1]))  # wide tables have many cells in a row
-    rows = held_out.any(-1).any(0).nonzero().squeeze(-1)
-    rows = rows[torch.randperm(len(rows), device=rows.device)[:n_rows]]
-    spread = torch.ones(values.shape[1], dtype=values.dtype, device=values.device)
-    columns = continuous.nonzero().squeeze(-1)
-    asked = held_out[:, rows][..., columns]
-    if not asked.any():
-        return spread
-    x, seen = values[rows].expand(len(held_out), -1, -1), observed[rows] & ~held_out[:, rows]
-    a, b = (draw_per_member(model, x, seen, n_draws, columns) for model in (joint, conditional))
-    pick = torch.rand(n_draws, 1, len(rows), 1, device=values.device) < share[columns]
-    drawn = torch.where(pick, a, b)
-    center = drawn.mean(0)
-    # The order statistic that a further draw exceeds with the right probability (Weibull's plotting position).
-    position = (level * (n_draws + 1) - 1) / (n_draws - 1)
-    half_width = (drawn - center).abs().quantile(position, 0).clamp(min=1e-6)
-    ratio = (x[..., columns] - center).abs() / half_width
-    pooled = ratio[asked].quantile(level)
-    for place, column in enumerate(columns.tolist()):
-        own = ratio[..., place][asked[..., place]]
-        if len(own):  # as many pseudo-cells at the pooled factor as it takes to trust a quantile
-            weight = len(own) / (len(own) + 50)
-            spread[column] = (weight * own.quantile(level).log() + (1 - weight) * pooled.log()).exp()
-        else:
-            spread[column] = pooled
-    return spread.clamp(0.5, 3.0)
-
-
-def _n_members(n: int) -> int:
-    return 4 if n < 500 else 2
-
-
-def _config(kind: type[MaskedVAE], table: Table, rank: int, level: float) -> ModelConfig:
-    n = len(table.values)
-    log_scale_floor = 0.5 * math.log(level) - 1.2  # the network may go below the linear model's noise, not to zero
-    if kind is JointVAE:
-        dropout = 0.3 if any(table.n_levels) else 0.1 if n < 2000 else 0.0
-        return ModelConfig(_n_members(n), rank, 96, 2, dropout, log_scale_floor)
-    dropout = 0.3 if n < 500 else 0.2 if n < 2000 else 0.1
-    n_bins = 10 if n < 500 else 16
-    n_features = sum(max(1, n_levels) for n_levels in table.n_levels)
-    n_bank = min(n, _BANK_ROWS, max(512, 32 * _BANK_ROWS // n_features)) if n >= MIN_ROWS else 0
-    return ModelConfig(_n_members(n), rank, 128, 2, dropout, log_scale_floor, n_bins, n_bank)
-
-
-def _plans(model: MaskedVAE, table: Table) -> list[Plan]:
-    """How each stage of a reading is trained."""
-    if len(table.values) < MIN_ROWS:
-        return [Plan(steps=0, batch_size=1, learning_rate=1.0)] * len(model.stages())
-    networks = _network_plan(model, table)
-    return [networks] if isinstance(model, JointVAE) else [_smoother_plan(model, table), networks]
-
-
-def _smoother_plan(model: MaskedVAE, table: Table) -> Plan:
-    """Few parameters and a look at every training row: many steps with few rows each."""
-    batch_size, check_every = (64, 50) if len(table.values) < 2000 else (32, 100)
-    # Scores of 3 F terms and sums of 4 F values per row, head and voter; a third as fast as a plain product.
-    pairs = model.config.n_members * batch_size * len(HEADS) * min(model.config.n_bank, ConditionalVAE.voters)
-    steps = _affordable(300, 20 * pairs * 7 * model.likelihoods.n_features)
-    return Plan(steps, batch_size, 0.1, patience=3, check_every=check_every)
-
-
-def _network_plan(model: MaskedVAE, table: Table) -> Plan:
-    n, has_classes = len(table.values), any(table.n_levels)
-    if isinstance(model, ConditionalVAE):
-        refit, patience, check_every = (0.2, 2, 50) if n < 2000 else (0.1, 1, 100)
-        plan = Plan(200, 128, 2e-3, patience=patience, refit=refit, check_every=check_every)
-    elif has_classes:
-        rate = 1e-3 if n < 1500 else 2e-3
-        most, batch_size = 600 if n < 500 else 400, 64 if n < 2000 else 128
-        plan = Plan(min(most, 2 * n + 200), batch_size, rate, n_draws=(5, 5), patience=6)
-    elif n < 2000:
-        most, patience = (700, 5) if n < 500 else (400, 8)
-        plan = Plan(min(most, 2 * n + 200), 64, 3e-3, n_draws=(5, 10), patience=patience)
-    else:
-        plan = Plan(400, 256, 4e-3, n_draws=(4, 4), patience=6, refit=0.1)
-    weights = sum(p.numel() for p in model.parameters())
-    steps = _affordable(plan.steps, 18 * weights * plan.batch_size * plan.n_draws[1])  # three times a plain product's
-    batch_size = plan.batch_size if steps > _FEWEST_STEPS else min(64, plan.batch_size)  # very wide
-    return replace(plan, steps=steps, batch_size=batch_size)
-
-
-def _affordable(steps: int, operations: int) -> int:
-    """Wide tables get fewer steps; `operations` are those of one."""
-    return min(steps, max(_FEWEST_STEPS, int(_COST / operations)))
+    return get_batch

@@ -1,4 +1,4 @@
-"""How an estimator runs its core: on which device, from which seed, how often, and what is shown meanwhile."""
+"""Where and from which seed a fit runs, and what is shown meanwhile: device, generators, progress."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-OnCheck = Callable[[str, dict, int], None]
+OnEvaluation = Callable[[str, dict, int], None]  # model, newest record of its history, number of its steps
 
 
 def resolve_device(device: str | torch.device, *, or_cpu: bool = False) -> torch.device:
@@ -55,11 +54,28 @@ def draw_seed(random_state: Any) -> int:
     return int(rng.randint(np.iinfo(np.int32).max))
 
 
+def make_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own on a device: PyTorch's global ones are neither read nor moved, and threads do not meet.
+
+    Parameters
+    ----------
+    seed : int
+    device : torch.device or str, default="cpu"
+
+    Examples
+    --------
+    >>> one, other = make_generator(0), make_generator(0)
+    >>> bool(torch.rand(3, generator=one).equal(torch.rand(3, generator=other)))
+    True
+    """
+    return torch.Generator(device=device).manual_seed(seed)
+
+
 @contextmanager
-def progress(verbose: int) -> Iterator[OnCheck]:
-    """Show the checks of a fit: a rich progress bar where rich is installed, lines on stderr otherwise, or nothing."""
+def progress(verbose: int) -> Iterator[OnEvaluation]:
+    """Show the evaluations of a fit: a bar where rich is installed, lines on stderr otherwise, or nothing."""
     if not verbose:
-        yield lambda reading, record, n_steps: None
+        yield lambda model, record, n_steps: None
         return
     if find_spec("rich") is None:
         yield _log
@@ -69,21 +85,14 @@ def progress(verbose: int) -> Iterator[OnCheck]:
     with Progress() as bar:
         tasks: dict[str, Any] = {}
 
-        def on_check(reading: str, record: dict, n_steps: int) -> None:
-            if reading not in tasks:
-                tasks[reading] = bar.add_task(reading, total=n_steps)
-            bar.update(tasks[reading], completed=record["step"], description=f"{reading}: error {record['error']:.4f}")
+        def on_evaluation(model: str, record: dict, n_steps: int) -> None:
+            if model not in tasks:
+                tasks[model] = bar.add_task(model, total=n_steps)
+            bar.update(tasks[model], completed=record["step"], description=f"{model}: error {record['error']:.4f}")
 
-        yield on_check
+        yield on_evaluation
 
 
-def _log(reading: str, record: dict, n_steps: int) -> None:
+def _log(model: str, record: dict, n_steps: int) -> None:
     step, error, seconds = record["step"], record["error"], record["seconds"]
-    print(f"{reading}: step {step} of {n_steps}, held-out error {error:.4f}, {seconds:.1f} s", file=sys.stderr)
-
-
-def positive(name: str, value: Any) -> int:
-    """The value, if it is a positive integer."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
-    return int(value)
+    sys.stderr.write(f"{model}: step {step} of {n_steps}, held-out error {error:.4f}, {seconds:.1f} s\n")

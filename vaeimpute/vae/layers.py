@@ -10,7 +10,7 @@ import math
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 
@@ -21,19 +21,19 @@ class StackedLinear(nn.Module):
     ----------
     n_members, n_in, n_out : int
         Members, inputs and outputs.
-    zero : bool
-        Start at zero instead of at PyTorch's own uniform start.
+    generator : Generator, optional
+        Of PyTorch's own uniform start; without one, weights are zero.
 
     Shape
     -----
     (M, ..., n_in) to (M, ..., n_out)
     """
 
-    def __init__(self, n_members: int, n_in: int, n_out: int, zero: bool = False) -> None:
+    def __init__(self, n_members: int, n_in: int, n_out: int, generator: Generator | None = None) -> None:
         super().__init__()
-        bound = 0.0 if zero else 1 / math.sqrt(max(n_in, 1))
-        self.weight = nn.Parameter(torch.empty(n_members, n_in, n_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(n_members, 1, n_out).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.zeros(n_members, n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_members, 1, n_out))
+        start_uniform(self, n_in, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         shape, weight = x.shape, self.weight
@@ -43,6 +43,16 @@ class StackedLinear(nn.Module):
         else:
             out = torch.baddbmm(self.bias, x, weight)
         return out.view(*shape[:-1], out.shape[-1])
+
+
+def start_uniform(layer: nn.Module, n_in: int, generator: Generator | None) -> None:
+    """PyTorch's own start of a layer with `n_in` inputs, ``U(-1 / sqrt(n_in), 1 / sqrt(n_in))``, by a generator."""
+    if generator is None:
+        return
+    bound = 1 / math.sqrt(max(n_in, 1))
+    with torch.no_grad():
+        for parameter in layer.parameters(recurse=False):
+            parameter.uniform_(-bound, bound, generator=generator)
 
 
 @cache
@@ -57,7 +67,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 class ResidualMLP(nn.Module):
-    """M residual networks: Linear, then ``depth`` times ``x + Dropout(Linear(SiLU(LayerNorm x)))``.
+    """M residual networks: FactorAnalysis, then ``depth`` times ``x + Dropout(FactorAnalysis(SiLU(LayerNorm x)))``.
 
     Parameters
     ----------
@@ -67,29 +77,43 @@ class ResidualMLP(nn.Module):
         Dropout rate inside each block.
     norm : bool
         Whether the blocks normalise their input.
+    init : Generator, optional
+        Of the first weights; without one they are zero.
 
     Shape
     -----
     (M, ..., n_in) to (M, ..., width)
     """
 
-    def __init__(self, n_members: int, n_in: int, width: int, depth: int, dropout: float, norm: bool) -> None:
+    def __init__(
+        self,
+        n_members: int,
+        n_in: int,
+        width: int,
+        depth: int,
+        dropout: float,
+        *,
+        norm: bool,
+        init: Generator | None = None,
+    ) -> None:
         super().__init__()
         self.width, self.dropout, self.norm = width, dropout, norm
-        self.first = StackedLinear(n_members, n_in, width)
-        self.blocks = nn.ModuleList(StackedLinear(n_members, width, width) for _ in range(depth))
+        self.first = StackedLinear(n_members, n_in, width, init)
+        self.blocks = nn.ModuleList(StackedLinear(n_members, width, width, init) for _ in range(depth))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Without a generator nothing is dropped."""
         x = self.first(x)
         for block in self.blocks:
             update = block(F.silu(F.layer_norm(x, (self.width,)) if self.norm else x))
-            x = x + (_dropout(update, self.dropout) if self.training and self.dropout else update)
+            x = x + (_dropout(update, self.dropout, generator) if generator and self.dropout else update)
         return F.silu(x)
 
 
-def _dropout(x: Tensor, rate: float, period: int = 64) -> Tensor:
+def _dropout(x: Tensor, rate: float, generator: Generator, period: int = 64) -> Tensor:
     """Dropout whose mask repeats every `period` rows: drawing one per row costs more than the layer itself."""
     rows = x.shape[1]
     period = period if rows % period == 0 else rows
-    mask = torch.empty(x.shape[0], 1, period, x.shape[2], dtype=x.dtype, device=x.device).bernoulli_(1 - rate)
+    mask = torch.empty(x.shape[0], 1, period, x.shape[2], dtype=x.dtype, device=x.device)
+    mask.bernoulli_(1 - rate, generator=generator)
     return (x.view(x.shape[0], -1, period, x.shape[2]) * (mask / (1 - rate))).view_as(x)

@@ -1,0 +1,102 @@
+"""Containers: what comes back is a frame or an array as the user's own, with its names and index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+from numpy.typing import NDArray
+
+
+def is_frame(X: Any) -> bool:
+    """Whether X is a DataFrame or table that narwhals knows."""
+    return nw.dependencies.is_into_dataframe(X)
+
+
+def check_order(X: Any, names: Sequence[Any]) -> None:
+    """Raise if a frame has its columns in another order than `names`, and say where."""
+    columns = nw.from_native(X, eager_only=True).columns
+    if columns == list(names) or set(columns) != set(names):  # what is missing or extra, scikit-learn says itself
+        return
+    pairs = list(enumerate(zip(columns, names, strict=True)))
+    wrong = [f"- position {j}: {got!r}, in fit {want!r}" for j, (got, want) in pairs if got != want]
+    more = [f"- and {len(wrong) - 5} more"] if len(wrong) > 5 else []
+    raise ValueError(
+        "The feature names should match those that were passed during fit.\n"
+        "Feature names must be in the same order as they were in fit.\n" + "\n".join(wrong[:5] + more)
+    )
+
+
+def like(X: Any, array: NDArray) -> Any:
+    """An array (n, D) of floats in the container of X, with its names and index, or in the shape of an array."""
+    if not is_frame(X):
+        return array.reshape(X.shape)
+    frame = nw.from_native(X, eager_only=True)
+    scores = nw.from_dict(dict(zip(frame.columns, array.T, strict=True)), backend=frame.implementation)
+    return _indexed(scores.to_native(), frame)
+
+
+def repeated(X: Any, times: int) -> Any:
+    """X stacked on itself, (times * n, D)."""
+    if not is_frame(X):
+        return np.concatenate([X] * times)
+    return nw.concat([nw.from_native(X, eager_only=True)] * times).to_native()
+
+
+def selected(X: Any, positions: NDArray, flags: Mapping[str, NDArray], wanted: str) -> Any:
+    """Some columns of X with flags behind them.
+
+    Parameters
+    ----------
+    X : table of shape (n, D)
+    positions : ndarray of int
+        Which columns.
+    flags : mapping of name to bool ndarray of shape (n,)
+    wanted : {"default", "pandas", "polars"}
+        As in `set_output`; "default" is an array.
+    """
+    if not is_frame(X):
+        kept = X[:, positions]
+        dtype = kept.dtype if kept.dtype.kind in "biufO" else object  # dates and flags share no other
+        return np.column_stack([kept, *(flag.astype(dtype) for flag in flags.values())])
+    frame = nw.from_native(X, eager_only=True)
+    taken = sorted(set(flags) & set(frame.columns))
+    if taken:
+        raise ValueError(f"add_indicator would replace columns of X that have the same names: {taken}. Rename them.")
+    new = [nw.new_series(name, flag, nw.Boolean, backend=frame.implementation) for name, flag in flags.items()]
+    frame = frame[:, positions.tolist()]  # by position: names need not be strings
+    if new:
+        frame = frame.with_columns(
+            # an array of pyarrow has no name of its own
+            *(nw.from_native(_indexed(one.to_native(), frame), series_only=True).alias(one.name) for one in new)
+        )
+    if wanted == "pandas":
+        return frame.to_pandas()
+    return frame.to_polars() if wanted == "polars" else _to_array(frame)
+
+
+def _indexed(native: Any, frame: nw.DataFrame) -> Any:
+    """A frame or series with the index of a pandas frame; as it is where there is no index."""
+    index = nw.maybe_get_index(frame)
+    return native if index is None else native.set_axis(index, axis=0)
+
+
+def _to_array(frame: nw.DataFrame) -> NDArray:
+    """An array of numbers where all columns are numbers or booleans, of objects otherwise."""
+    columns = list(frame.iter_columns())
+    if all(series.dtype.is_numeric() or series.dtype == nw.Boolean for series in columns):
+        decimal = [series.cast(nw.Float64) if series.dtype.is_decimal() else series for series in columns]
+        return np.column_stack([series.to_numpy() for series in decimal])
+    out = np.empty(frame.shape, dtype=object)
+    for j, series in enumerate(columns):
+        out[:, j] = series.to_list()
+    return out
+
+
+def as_columns(X: Any) -> list:
+    """The columns of a table, or of an array of any shape as rows, each as a sequence."""
+    if isinstance(X, np.ndarray):
+        return list(X.reshape(len(X), -1).T)
+    return [column.to_list() for column in nw.from_native(X).iter_columns()]

@@ -1,0 +1,84 @@
+"""An imputer's density of a table's rows and cells: that of its joint model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaeimpute.anomaly.calibration import CellCalibration, RowCalibration, baseline_nll
+from vaeimpute.anomaly.density import Density
+from vaeimpute.tables.data import Table
+from vaeimpute.vae import inference
+from vaeimpute.vae.inference import Ensemble
+
+_ROWS = 2000  # training rows that are scored for calibration
+_CELL_ROWS = 200  # and those whose cells are; the mean of a column needs no more
+_CELL_PASSES = 20  # over these rows; in wide tables several columns share one
+_CELL_DRAWS = 16
+_CELL_NUMBERS = 1.5e8  # parameters decoded by all passes: some three seconds on a laptop's core
+_REMASKED_SHARE, _REMASKED_RATE = 0.75, 0.8  # of the rows that get further cells hidden, and of their cells at most
+
+
+class EnsembleDensity(Density):
+    """The joint model of an imputer as a density of rows.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    baseline : Tensor of shape (D,), optional
+        Average negative log-likelihood of each column's cells given the rest of their rows.
+    """
+
+    baseline: Tensor
+
+    buffer_names = ("baseline",)
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        row_calibration: RowCalibration | None = None,
+        cell_calibration: CellCalibration | None = None,
+        baseline: Tensor | None = None,
+    ) -> None:
+        super().__init__(row_calibration, cell_calibration, baseline=baseline)
+        self.ensemble = ensemble
+        self.likelihoods = ensemble.joint.likelihoods
+
+    @property
+    def weights(self) -> Tensor:
+        return self.ensemble.joint.weights
+
+    def log_likelihood(self, values: Tensor, observed: Tensor) -> Tensor:
+        return inference.log_likelihood(self.ensemble, values, observed)
+
+    def row_scores(self, values: Tensor, observed: Tensor) -> Tensor:
+        return -self.log_likelihood(values, observed).double().expand(1, 1, -1)
+
+    def cell_scores(self, values: Tensor, observed: Tensor) -> Tensor:
+        return -inference.cell_log_likelihood(self.ensemble, values, observed) - self.baseline
+
+
+def fit_ensemble_density(ensemble: Ensemble, table: Table, *, seed: int) -> EnsembleDensity:
+    """Learn what the training table's rows and cells score, which the models have seen."""
+    rng = np.random.default_rng(seed)
+    device, n_columns = table.values.device, table.values.shape[1]
+    rows = torch.as_tensor(rng.permutation(len(table.values))[:_ROWS], device=device)
+    values, observed = table.values[rows].to(ensemble.stacking_weight), table.observed[rows]
+
+    n_passes = min(n_columns, _CELL_PASSES)
+    affordable = int(_CELL_NUMBERS / (n_passes * ensemble.joint.numbers_per_row(_CELL_DRAWS)))
+    few = slice(0, max(20, min(_CELL_ROWS, affordable)))
+    # Columns that are hidden together are others in every row: two that tell one another must not always be.
+    order = torch.as_tensor(rng.random(values[few].shape).argsort(1), device=device)
+    log_px = inference.cell_log_likelihood(ensemble, values[few], observed[few], _CELL_DRAWS, n_passes, order)
+    nll, seen = -log_px.double().cpu().numpy(), observed[few].cpu().numpy()
+    baseline = baseline_nll(-nll, seen)
+    cell_calibration = CellCalibration.fit((nll - baseline)[seen])
+
+    rate = rng.uniform(0, _REMASKED_RATE, (len(rows), 1)) * (rng.random((len(rows), 1)) < _REMASKED_SHARE)
+    kept = observed & torch.as_tensor(rng.random(observed.shape) >= rate).to(device)
+    scores = -inference.log_likelihood(ensemble, values, kept).double().cpu().numpy()
+    mask = kept.cpu().numpy()
+    row_calibration = RowCalibration.fit(scores[None], mask, np.zeros(len(mask), dtype=int))
+    return EnsembleDensity(ensemble, row_calibration, cell_calibration, torch.as_tensor(baseline).to(values))
