@@ -6,195 +6,74 @@
 The sets are the ``.npz`` files (``X``, ``y`` with 1 for an outlier) in the folder ``anomaly`` of ``$VAEIMPUTE_DATA``,
 and one that comes with scikit-learn. Protocols:
 
-- ``semi``: fit to half of the ordinary rows, shuffled, and score the rest. No bootstrap: the common protocol copies the
-  rows of small sets into both halves, which flatters everyone.
+- ``semi``: fit to half of the inliers, shuffled, and score the rest. No bootstrap: the common protocol copies the rows
+  of small sets into both halves, which flatters everyone.
 - ``unsupervised``: fit to all rows, outliers among them, and score the same rows.
-- ``missing``: as ``semi``, with 20% holes (MCAR) at fit and a share of ``rate`` when scored.
+- ``missing``: as ``semi``, with 20% of the cells missing (MCAR) at fit and a share of ``rate`` when scored.
 - ``cells``: a twentieth of the cells get an error (a shift of 3 to 5 standard deviations, a swap with another row,
-  another level of a class), without and with such errors in the training rows: of the ordinary rows of each set, and of
+  another category of a class), without and with such errors in the training rows: of the inliers of each set, and of
   the numbers, or the classes, of tables of the imputation benchmark.
-- ``p-values``: as ``semi``; are the p-values of further ordinary rows uniform (``ks_p``; its distribution counts that
-  training rows are a sample too), and how many of the rows selected at a false discovery rate of 10% are ordinary?
+- ``p-values``: as ``semi``; are the p-values of further inliers uniform (``ks_p``; its distribution counts that the
+  training rows are a sample too), and how many of the rows selected at a false discovery rate of 10% are inliers?
+
+The methods are in ``anomaly_peers.py``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import click
 import numpy as np
 import pandas as pd
 from scipy.stats import kstest, kstwobign
-from sklearn.covariance import MinCovDet
 from sklearn.datasets import load_breast_cancer
-from sklearn.decomposition import FactorAnalysis
-from sklearn.ensemble import IsolationForest
-from sklearn.impute import SimpleImputer
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import OneClassSVM
 
 from benchmarks import cells
 from benchmarks import datasets as tables
+from benchmarks.anomaly_peers import DEFAULT_METHODS, METHODS, Detector, Score, fit_ours
 from benchmarks.markdown import markdown
 from benchmarks.run import append_line, cut_unfinished_line, read_lines
-from vaeimpute import VAEOutlierDetector
+
+__all__ = ["load", "names", "read", "report", "run_one", "split", "suits"]
+
+logger = logging.getLogger(__name__)
 
 RESULTS = Path(__file__).parent / "results" / "anomaly.jsonl"
 KEY = ("set", "protocol", "rate", "max_rows", "seed", "method")
 MISSING_AT_FIT = 0.2
 FALSE_DISCOVERIES = 0.1
 
-Score = Callable[[np.ndarray], np.ndarray]
-Detector = Callable[[np.ndarray, int, bool], Score]  # (training rows, seed, outliers among them) -> a score of rows
-
 # Sets that were looked at while the detector was designed; only the others say what to expect of a new one.
 TUNING = {"2_annthyroid", "4_breastw", "7_Cardiotocography", "12_fault", "16_http", "19_landsat", "20_letter"}
 TUNING |= {"23_mammography", "28_pendigits", "29_Pima", "32_shuttle", "35_SpamBase", "37_Stamps", "38_thyroid"}
 TUNING |= {"41_Waveform"}
 
-
-# --- methods ----------------------------------------------------------------------------------------------------------
-
-
-def standardised(score: Callable[[np.ndarray, int, bool], Score]) -> Detector:
-    """A method on complete, standardised rows: holes are filled with the mean."""
-
-    def fit(X: np.ndarray, seed: int, polluted: bool) -> Score:
-        prepare: Pipeline = make_pipeline(SimpleImputer(), StandardScaler()).fit(X)
-        inner = score(prepare.transform(X), seed, polluted)
-        return lambda rows: inner(prepare.transform(rows))
-
-    return fit
-
-
-def norm(X, seed, polluted) -> Score:
-    """Squared norm of the standardised row: what a method that learns nothing reaches."""
-    return lambda rows: (rows**2).sum(1)
-
-
-def knn(X, seed, polluted) -> Score:
-    """Mean distance to 5 neighbours (20 where the training rows are scored; then without the row itself)."""
-    k = 20 if polluted else 5
-    neighbours = NearestNeighbors(n_neighbors=min(k + polluted, len(X))).fit(X)
-    return lambda rows: neighbours.kneighbors(rows)[0][:, int(polluted) :].mean(1)
-
-
-def iforest(X, seed, polluted) -> Score:
-    """scikit-learn's isolation forest."""
-    forest = IsolationForest(random_state=seed).fit(X)
-    return lambda rows: -forest.score_samples(rows)
-
-
-def lof(X, seed, polluted) -> Score:
-    """Local outlier factor, 20 neighbours."""
-    factor = LocalOutlierFactor(n_neighbors=min(20, len(X) - 1), novelty=not polluted).fit(X)
-    return (lambda rows: -factor.negative_outlier_factor_) if polluted else lambda rows: -factor.score_samples(rows)
-
-
-def ocsvm(X, seed, polluted) -> Score:
-    """One-class support vector machine, scikit-learn's defaults, at most 5,000 rows."""
-    machine = OneClassSVM().fit(X[:5000])
-    return lambda rows: -machine.score_samples(rows)
-
-
-def ecod(X, seed, polluted) -> Score:
-    """Sum over columns of -log of the rarer empirical tail (Li et al. 2022), written out."""
-    columns = np.sort(X, axis=0)
-    skewness = ((X - X.mean(0)) ** 3).mean(0)
-
-    def score(rows: np.ndarray) -> np.ndarray:
-        n = len(columns)
-        left = np.column_stack([np.searchsorted(c, r, "right") for c, r in zip(columns.T, rows.T, strict=True)])
-        right = n - np.column_stack([np.searchsorted(c, r, "left") for c, r in zip(columns.T, rows.T, strict=True)])
-        low, high = (-np.log(np.maximum(count, 0.5) / n) for count in (left, right))
-        return np.max([low.sum(1), high.sum(1), np.where(skewness < 0, low, high).sum(1)], axis=0)
-
-    return score
-
-
-def gmm(X, seed, polluted) -> Score:
-    """Likelihood of a Gaussian mixture with 8 full covariances (25 rows each at least)."""
-    mixture = GaussianMixture(max(1, min(8, len(X) // 25)), reg_covar=1e-2, random_state=seed).fit(X)
-    return lambda rows: -mixture.score_samples(rows)
-
-
-def mahalanobis(X, seed, polluted) -> Score:
-    """Robust Mahalanobis distance by the minimum covariance determinant, at most 5,000 rows."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # constant columns: its covariance is then singular
-        covariance = MinCovDet(random_state=seed).fit(X[:5000])
-    return covariance.mahalanobis
-
-
-def factor_analysis(X, seed, polluted) -> Score:
-    """Likelihood of scikit-learn's factor analysis with at most 8 factors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its convergence
-        model = FactorAnalysis(min(8, X.shape[1]), random_state=seed).fit(X)
-    return lambda rows: -model.score_samples(rows)
-
-
-def pyod(name: str) -> Callable[[np.ndarray, int, bool], Score]:
-    """A detector of PyOD with its defaults. (Its VAE's caps the KL term at zero: an autoencoder with noise.)"""
-
-    def fit(X, seed, polluted) -> Score:
-        from importlib import import_module
-
-        module = import_module(f"pyod.models.{name.lower() if name == 'VAE' else 'auto_encoder'}")
-        detector = getattr(module, name)(random_state=seed, verbose=0).fit(X)
-        return detector.decision_function
-
-    return fit
-
-
-def vaeimpute(X, seed, polluted) -> Score:
-    """Ours, on the rows as they are."""
-    return _ours(X, seed, polluted).anomaly_score
-
-
-def _ours(X: np.ndarray, seed: int, polluted: bool) -> VAEOutlierDetector:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # columns with few values
-        return VAEOutlierDetector(random_state=seed, robust=polluted).fit(X)
-
-
-def iforest_nan(X, seed, polluted) -> Score:
-    """scikit-learn's isolation forest, which takes holes as they are."""
-    forest = IsolationForest(random_state=seed).fit(X)
-    return lambda rows: -forest.score_samples(rows)
-
-
-METHODS: dict[str, Detector] = {
-    "norm": standardised(norm),
-    "knn": standardised(knn),
-    "iforest": iforest_nan,
-    "lof": standardised(lof),
-    "ocsvm": standardised(ocsvm),
-    "ecod": standardised(ecod),
-    "gmm": standardised(gmm),
-    "mcd": standardised(mahalanobis),
-    "fa": standardised(factor_analysis),
-    "pyod_vae": standardised(pyod("VAE")),
-    "pyod_ae": standardised(pyod("AutoEncoder")),
-    "vaeimpute": vaeimpute,
-}
-DEFAULT_METHODS = [name for name in METHODS if not name.startswith("pyod")]
+# Tables of the imputation benchmark whose cells get errors: numbers, and classes. The detector was designed on neither.
+# fmt: off
+CLEAN = (
+    "abalone", "airfoil", "banknote", "blood_transfusion", "breast_cancer_wdbc", "california_housing", "concrete",
+    "concrete_slump", "covertype_sample", "credit_default", "diabetes_lars", "energy_efficiency", "glass", "ionosphere",
+    "kin8nm", "letter", "magic_gamma", "maternal_health_risk", "news_reduced", "oil_spill", "pendigits",
+    "planning_relax", "power_plant_ccpp", "protein_tertiary", "raisin", "seeds", "shoppers", "spambase",
+    "travel_reviews", "vehicle", "vowel", "waveform5000", "wine_recognition", "wine_white", "yeast",
+)
+# fmt: on
+MIXED = ("penguins", "heart_cleveland", "credit_approval", "german_credit", "obesity_levels", "adult")
 
 
 # --- sets and protocols -----------------------------------------------------------------------------------------------
 
 
 def names() -> list[str]:
-    """All sets that can be loaded."""
+    """List the sets that can be loaded."""
     folder = Path(os.environ.get("VAEIMPUTE_DATA", "")) / "anomaly"
     found = sorted(path.stem for path in folder.glob("*.npz")) if os.environ.get("VAEIMPUTE_DATA") else []
     return ["breast_cancer", *found]
@@ -219,68 +98,63 @@ def load(name: str, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split(X: np.ndarray, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Half of the ordinary rows to fit to; the others and the outliers to score, and which these are."""
-    ordinary = np.random.default_rng(seed).permutation(np.flatnonzero(~y))
-    half = len(ordinary) // 2
-    rest = np.concatenate([ordinary[half:], np.flatnonzero(y)])
-    return X[ordinary[:half]], X[rest], y[rest]
+    """Half of the inliers to fit to; the others and the outliers to score, and which these are."""
+    inliers = np.random.default_rng(seed).permutation(np.flatnonzero(~y))
+    half = len(inliers) // 2
+    rest = np.concatenate([inliers[half:], np.flatnonzero(y)])
+    return X[inliers[:half]], X[rest], y[rest]
 
 
-def semi(name: str, rate: float, max_rows: int, seed: int, detector: Detector) -> dict:
-    """Fit to ordinary rows only."""
+def semi(name: str, rate: float, max_rows: int, seed: int, detector: Detector) -> dict[str, float]:
+    """Fit to inliers only."""
     train, test, y = split(*load(name, max_rows), seed)
-    return _timed(train, test, y, seed, detector, polluted=False)[0]
+    return _fit_and_score(train, test, y, seed, detector, contaminated=False)[0]
 
 
-def unsupervised(name: str, rate: float, max_rows: int, seed: int, detector: Detector) -> dict:
+def unsupervised(name: str, rate: float, max_rows: int, seed: int, detector: Detector) -> dict[str, float]:
     """Fit to the rows that are scored."""
     X, y = load(name, max_rows)
-    return _timed(X, X, y, seed, detector, polluted=True)[0]
+    return _fit_and_score(X, X, y, seed, detector, contaminated=True)[0]
 
 
-def missing(name: str, rate: float, max_rows: int, seed: int, detector: Detector) -> dict:
-    """Holes at fit and, at `rate`, at score time; a 5% threshold set on complete ordinary rows."""
+def missing(name: str, rate: float, max_rows: int, seed: int, detector: Detector) -> dict[str, float]:
+    """Missing cells at fit and, at `rate`, at score time; a 5% threshold set on complete inliers."""
     train, test, y = split(*load(name, max_rows), seed)
     rng = np.random.default_rng(zlib.crc32(f"{name} {rate} {seed}".encode()))
-    holed = np.where(rng.random(test.shape) < rate, np.nan, test)
+    incomplete = np.where(rng.random(test.shape) < rate, np.nan, test)
     train = np.where(rng.random(train.shape) < MISSING_AT_FIT, np.nan, train)
     train = train[:, ~np.isnan(train).all(0)]
-    line, score = _timed(train, holed, y, seed, detector, polluted=False)
+    line, score = _fit_and_score(train, incomplete, y, seed, detector, contaminated=False)
     threshold = np.quantile(score(test[~y]), 0.95)
-    return line | {"flagged": float((score(holed[~y]) > threshold).mean())}
+    return line | {"flagged": float((score(incomplete[~y]) > threshold).mean())}
 
 
-def _timed(train, test, y, seed, detector, polluted) -> tuple[dict, Score]:
+def _fit_and_score(
+    train: np.ndarray, test: np.ndarray, y: np.ndarray, seed: int, detector: Detector, *, contaminated: bool
+) -> tuple[dict[str, float], Score]:
     start = time.perf_counter()
-    score = detector(train, seed, polluted)
-    fitted = time.perf_counter()
+    score = detector(train, seed, contaminated=contaminated)
+    seconds = time.perf_counter() - start
     scores = np.nan_to_num(np.asarray(score(test), dtype=float), posinf=1e300)
-    line = {
-        "auroc": roc_auc_score(y, scores),
-        "ap": average_precision_score(y, scores),
-        "fit_seconds": fitted - start,
-        "score_seconds": time.perf_counter() - fitted,
-        "rows": len(train),
-        "columns": train.shape[1],
-    }
+    line = {"auroc": roc_auc_score(y, scores), "ap": average_precision_score(y, scores), "fit_seconds": seconds}
     return line, score
 
 
-def wrong_cells(name: str, max_rows: int, seed: int, method: str, protocol: str) -> dict:
-    """Fit to half of the ordinary rows, plant errors in the others."""
-    how, kind, polluted = cells.PROTOCOLS[protocol]
-    if how is cells.classes:
+def wrong_cells(name: str, max_rows: int, seed: int, method: str, protocol: str) -> dict[str, float]:
+    """Fit to half of the inliers, plant errors in the others."""
+    planted = cells.PROTOCOLS[protocol]
+    if planted.kind == "typo":
         table = tables.load(name, max_rows)
         order = np.random.default_rng(seed).permutation(len(table))
         train, test = (table.iloc[part].reset_index(drop=True) for part in np.array_split(order, 2))
-    else:
-        X = _numbers(name, max_rows)
-        train, test, _ = split(X, np.zeros(len(X), bool), seed)
-    return how(name, train, test, seed, method, kind, polluted)
+        return cells.judge_classes(name, train, test, seed, method, planted)
+    X = _numbers(name, max_rows)
+    train, test, _ = split(X, np.zeros(len(X), bool), seed)
+    return cells.judge_numbers(name, train, test, seed, method, planted)
 
 
 def _numbers(name: str, max_rows: int) -> np.ndarray:
-    """Ordinary rows of a set, or the columns of numbers of a table."""
+    """Inliers of a set, or the columns of numbers of a table."""
     if name in tables.TABLES:
         frame = tables.load(name, max_rows)
         return frame[tables.numeric_columns(frame)].to_numpy()
@@ -288,12 +162,12 @@ def _numbers(name: str, max_rows: int) -> np.ndarray:
     return X[~y]
 
 
-def p_values(name: str, max_rows: int, seed: int) -> dict:
-    """Are p-values of ordinary rows uniform, and is the share of false discoveries what was asked for?"""
+def p_values(name: str, max_rows: int, seed: int) -> dict[str, float]:
+    """Judge p-values: whether those of inliers are uniform, and the false discoveries at a rate of 10%."""
     train, test, y = split(*load(name, max_rows), seed)
     start = time.perf_counter()
-    detector = _ours(train, seed, polluted=False)
-    fitted = time.perf_counter()
+    detector = fit_ours(train, seed, contaminated=False)
+    seconds = time.perf_counter() - start
     largest = kstest(detector.p_values(test[~y]), "uniform").statistic
     rows = 1 / (1 / len(train) + 1 / (~y).sum())  # of the two samples whose distributions are compared
     chosen = detector.select(test, FALSE_DISCOVERIES)
@@ -301,38 +175,50 @@ def p_values(name: str, max_rows: int, seed: int) -> dict:
         "ks_p": float(kstwobign.sf(largest * rows**0.5)),
         "false_discoveries": float((chosen & ~y).sum() / max(chosen.sum(), 1)),
         "power": float(chosen[y].mean()),
-        "fit_seconds": fitted - start,
-        "rows": len(train),
-        "columns": train.shape[1],
+        "fit_seconds": seconds,
     }
 
 
-PROTOCOLS = {"semi": semi, "unsupervised": unsupervised, "missing": missing}
+PROTOCOLS: dict[str, Callable[[str, float, int, int, Detector], dict[str, float]]] = {
+    "semi": semi,
+    "unsupervised": unsupervised,
+    "missing": missing,
+}
 RATES = {"missing": (0.0, 0.3, 0.5)}
+METHODS_OF = {"p-values": ("vaeimpute",), **dict.fromkeys(cells.PROTOCOLS, cells.METHODS)}  # of others: all METHODS
 REPORTED = ("auroc", "ap", "flagged", "repair_rmse", "repair_error", "uniform", "false_discoveries", "power")
 REPORTED += ("fit_seconds",)
-METHODS_OF = {"cells": cells.METHODS, "p-values": ("vaeimpute",)}
-# Tables of the imputation benchmark whose cells get errors: numbers, and classes. The detector was designed on neither.
-CLEAN = "abalone airfoil banknote blood_transfusion breast_cancer_wdbc california_housing concrete concrete_slump "
-CLEAN += "covertype_sample credit_default diabetes_lars energy_efficiency glass ionosphere kin8nm letter magic_gamma "
-CLEAN += (
-    "maternal_health_risk news_reduced oil_spill pendigits planning_relax power_plant_ccpp protein_tertiary raisin "
-)
-CLEAN += "seeds shoppers spambase travel_reviews vehicle vowel waveform5000 wine_recognition wine_white yeast"
-MIXED = "penguins heart_cleveland credit_approval german_credit obesity_levels adult"
+
+
+def suits(name: str, protocol: str) -> bool:
+    """Whether a protocol is for this set: mixed tables get typos, clean tables other errors, all others no typos.
+
+    Examples
+    --------
+    >>> [suits("penguins", protocol) for protocol in ("semi", "cells shift", "cells typo")]
+    [False, False, True]
+    >>> [suits("glass", protocol) for protocol in ("semi", "cells shift", "cells typo")]
+    [False, True, False]
+    >>> [suits("breast_cancer", protocol) for protocol in ("semi", "cells shift", "cells typo")]
+    [True, True, False]
+    """
+    kind = cells.PROTOCOLS[protocol].kind if protocol in cells.PROTOCOLS else None
+    if name in MIXED:
+        return kind == "typo"
+    return kind != "typo" and (kind is not None or name not in CLEAN)
 
 
 # --- running and reporting --------------------------------------------------------------------------------------------
 
 
-def run_one(key: dict) -> dict:
-    """The result of one line."""
-    where = (key["set"], key["rate"], key["max_rows"], key["seed"])
-    if key["protocol"] == "p-values":
-        return p_values(key["set"], key["max_rows"], key["seed"])
-    if key["protocol"] in cells.PROTOCOLS:
-        return wrong_cells(key["set"], key["max_rows"], key["seed"], key["method"], key["protocol"])
-    return PROTOCOLS[key["protocol"]](*where, METHODS[key["method"]])
+def run_one(key: dict) -> dict[str, float]:
+    """Compute the result of one line."""
+    name, protocol, rate, max_rows, seed, method = (key[part] for part in KEY)
+    if protocol == "p-values":
+        return p_values(name, max_rows, seed)
+    if protocol in cells.PROTOCOLS:
+        return wrong_cells(name, max_rows, seed, method, protocol)
+    return PROTOCOLS[protocol](name, rate, max_rows, seed, METHODS[method])
 
 
 def read(file: Path) -> list[dict]:
@@ -344,7 +230,7 @@ def report(lines: list[dict]) -> str:
     """Means over the sets that all methods of a protocol finished, scores in %, as Markdown."""
     frame = pd.DataFrame([line for line in lines if "error" not in line])
     frame["split"] = np.where(frame["set"].isin(TUNING), "tuning", "held-out")
-    frame["protocol"] += np.where(frame["set"].isin(CLEAN.split()), ", clean tables", "")
+    frame["protocol"] += np.where(frame["set"].isin(CLEAN), ", clean tables", "")
     for score in ("auroc", "ap"):
         frame[score] = 100 * frame.get(score, pd.Series(dtype=float))
     frame["uniform"] = (frame["ks_p"] > 0.01).where(frame["ks_p"].notna()) if "ks_p" in frame else np.nan
@@ -370,8 +256,25 @@ def _cell(value: object) -> str:
     return f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
 
 
-@click.command(help="Compare outlier detectors; append one JSON line per result to a file.")
-@click.option("--sets", "chosen", help="Comma-separated; default: all.")
+def _keys(
+    sets: str | None, methods: str | None, protocols: str | None, seeds: str, max_rows: int, max_columns: int
+) -> Iterator[dict]:
+    """Keys of the lines that the command line asks for."""
+    every = [*names(), *CLEAN, *MIXED] if "VAEIMPUTE_DATA" in os.environ else names()
+    wanted = protocols.split(",") if protocols else [*PROTOCOLS, "cells"]
+    wanted = [inner for protocol in wanted for inner in (cells.PROTOCOLS if protocol == "cells" else [protocol])]
+    chosen = methods.split(",") if methods else [*DEFAULT_METHODS, "z"]
+    for name in sets.split(",") if sets else every:
+        if name not in tables.TABLES and load(name, max_rows)[0].shape[1] > max_columns:
+            continue
+        for protocol in (protocol for protocol in wanted if suits(name, protocol)):
+            known = [method for method in chosen if method in METHODS_OF.get(protocol, METHODS)]
+            for rate, seed, method in product(RATES.get(protocol, (0.0,)), map(int, seeds.split(",")), known):
+                yield dict(zip(KEY, (name, protocol, rate, max_rows, seed, method), strict=True))
+
+
+@click.command()
+@click.option("--sets", help="Comma-separated; default: all.")
 @click.option("--methods", help=f"Comma-separated, of {', '.join(METHODS)}; default: all but PyOD's.")
 @click.option(
     "--protocols",
@@ -382,32 +285,21 @@ def _cell(value: object) -> str:
 @click.option("--seeds", default="0", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 @click.option("--report", "only_report", is_flag=True, help="Print the tables of the results, and run nothing.")
-def main(chosen, methods, protocols, max_rows, max_columns, seeds, out, only_report) -> None:
+def main(*, out: Path, only_report: bool, **chosen: object) -> None:
+    """Compare outlier detectors; append one JSON line per result to a file."""
     if only_report:
         click.echo(report(read(out)))
         return
-    wanted = protocols.split(",") if protocols else [*PROTOCOLS, "cells"]
-    clean, mixed = CLEAN.split(), MIXED.split()
-    everything = [*names(), *clean, *mixed] if "VAEIMPUTE_DATA" in os.environ else names()
-    keys = [
-        dict(zip(KEY, (name, inner, rate, max_rows, seed, method), strict=True))
-        for name in (chosen.split(",") if chosen else everything)
-        if name in tables.TABLES or load(name, max_rows)[0].shape[1] <= max_columns
-        for protocol in wanted
-        for inner in (cells.PROTOCOLS if protocol == "cells" else [protocol])
-        if (name in mixed) == ("typo" in inner) and (name not in clean or inner in cells.PROTOCOLS)
-        for rate in RATES.get(inner, (0.0,))
-        for seed in map(int, seeds.split(","))
-        for method in (methods.split(",") if methods else [*DEFAULT_METHODS, "z"])
-        if method in METHODS_OF.get(protocol, METHODS)
-    ]
     done = {tuple(line[k] for k in KEY) for line in read(out) if "error" not in line}
     out.parent.mkdir(parents=True, exist_ok=True)
     cut_unfinished_line(out)
-    for key in (key for key in keys if tuple(key.values()) not in done):
+    for key in _keys(**chosen):
+        if tuple(key.values()) in done:
+            continue
         try:
             line = key | {k: round(v, 5) for k, v in run_one(key).items()}
-        except Exception as error:  # one failing method must not end the run: its line says why
+        except Exception as error:  # one failing method must not end the run: its line says why, and the log where
+            logger.exception("%s failed.", " ".join(map(str, key.values())))
             line = key | {"error": f"{type(error).__name__}: {error}"}
         append_line(out, line)
         click.echo(" ".join(map(str, line.values())), err=True)

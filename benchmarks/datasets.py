@@ -39,8 +39,8 @@ class Table:
     target: str | None = None
 
 
-def bundled(name: str, classes: tuple[str, ...] = ("target",), **options) -> Source:
-    """A table that comes with scikit-learn; the columns ``classes`` are made classes."""
+def bundled(name: str, classes: tuple[str, ...] = ("target",), **options: object) -> Source:
+    """Take a table that comes with scikit-learn and make the columns ``classes`` classes."""
 
     def read() -> pd.DataFrame:
         frame = getattr(bundled_datasets, f"load_{name}")(as_frame=True, **options).frame
@@ -50,7 +50,7 @@ def bundled(name: str, classes: tuple[str, ...] = ("target",), **options) -> Sou
 
 
 def parquet(path: str, openml: int | None = None) -> Source:
-    """A file under ``$VAEIMPUTE_DATA``, or the table ``openml`` (a data_id) where there is no such file."""
+    """Read a file under ``$VAEIMPUTE_DATA``, or the table ``openml`` (a data_id) where there is no such file."""
 
     def read() -> pd.DataFrame:
         file = Path(os.environ.get("VAEIMPUTE_DATA", "")) / path
@@ -117,9 +117,9 @@ TABLES: dict[str, Table] = {
 
 
 def load(name: str, max_rows: int | None = None) -> pd.DataFrame:
-    """Give a table without holes: numbers as float64, everything else as category.
+    """Give a complete table: numbers as float64, everything else as category.
 
-    Rows with holes and constant columns are dropped; of more than ``max_rows`` rows (the table's own limit by default)
+    Incomplete rows and constant columns are dropped; of more than ``max_rows`` rows (the table's own limit by default)
     a random choice is kept, the same in every run.
     """
     if name not in TABLES:
@@ -138,14 +138,14 @@ def numeric_columns(frame: pd.DataFrame) -> list[str]:
 
 
 def codes(frame: pd.DataFrame) -> np.ndarray:
-    """Float array (n, D) of a frame from `load`, with and without holes: classes as codes, holes as NaN."""
+    """Float array (n, D) of a frame from `load`, complete or not: classes as codes, missing cells as NaN."""
     numbers = set(numeric_columns(frame))
     columns = [frame[name] if name in numbers else frame[name].cat.codes.replace(-1, np.nan) for name in frame]
     return np.column_stack([column.to_numpy(dtype=float) for column in columns])
 
 
 def hide(frame: pd.DataFrame, observed: np.ndarray) -> pd.DataFrame:
-    """The frame with NaN wherever ``observed`` (n, D) is False; the levels of its class columns stay declared."""
+    """Put NaN wherever ``observed`` (n, D) is False; the categories of class columns stay declared."""
     return frame.where(observed)
 
 
@@ -168,4 +168,4 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 def _category(column: pd.Series) -> pd.Series:
     """Classes that occur, as strings; the order of an ordered column is kept."""
     column = column.astype("category").cat.remove_unused_categories()
-    return column.cat.rename_categories([str(level) for level in column.cat.categories])
+    return column.cat.rename_categories([str(category) for category in column.cat.categories])

@@ -1,4 +1,4 @@
-"""A frame with holes as one float matrix, and a filled matrix as a frame again: what the methods share."""
+"""Incomplete frames as one float matrix, and a filled matrix as a frame again: what the methods share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Design", "centers", "first_guess", "restore_codes"]
 class Design:
     """Numbers standardised by the observed cells of ``X``, classes one-hot; NaN where a cell is missing."""
 
-    def __init__(self, X: pd.DataFrame):
+    def __init__(self, X: pd.DataFrame) -> None:
         self.numbers = numeric_columns(X)
         self.location = X[self.numbers].mean().fillna(0.0)
         self.scale = X[self.numbers].std(ddof=0).fillna(1.0).replace(0.0, 1.0)
@@ -23,11 +23,11 @@ class Design:
 
     @property
     def classes(self) -> list[slice]:
-        """The columns of the matrix that hold each class column."""
+        """Columns of the matrix that hold each class column."""
         return [block for name, block in self.where.items() if name not in self.scale]
 
     def encode(self, X: pd.DataFrame) -> np.ndarray:
-        """The matrix of a frame with the columns of the one given first."""
+        """Give the matrix of a frame with the columns of the one given first."""
         blocks = []
         for name in X:
             if name in self.scale:
@@ -38,33 +38,33 @@ class Design:
         return np.column_stack(blocks)
 
     def restore(self, X: pd.DataFrame, filled: np.ndarray) -> pd.DataFrame:
-        """Fill the holes of X from a filled matrix: numbers scaled back, classes by the largest indicator."""
-        answer = []
+        """Fill the missing cells of X from a filled matrix: numbers scaled back, classes by the largest indicator."""
+        columns = []
         for name, block in self.where.items():
             if name in self.scale:
-                answer.append(filled[:, block.start] * self.scale[name] + self.location[name])
+                columns.append(filled[:, block.start] * self.scale[name] + self.location[name])
             else:
-                answer.append(filled[:, block].argmax(axis=1))
-        return restore_codes(X, np.column_stack(answer))
+                columns.append(filled[:, block].argmax(axis=1))
+        return restore_codes(X, np.column_stack(columns))
 
 
 def restore_codes(X: pd.DataFrame, filled: np.ndarray) -> pd.DataFrame:
-    """Fill the holes of X from an array of numbers and class codes; observed cells stay untouched."""
-    answer, numbers = X.copy(), set(numeric_columns(X))
+    """Fill the missing cells of X from an array of numbers and class codes; observed cells stay untouched."""
+    completed, numbers = X.copy(), set(numeric_columns(X))
     for j, name in enumerate(X):
         new = filled[:, j]
         if name not in numbers:
             new = X[name].cat.categories[new.astype(int)]
-        answer[name] = X[name].where(X[name].notna(), pd.Series(new, index=X.index).astype(X[name].dtype))
-    return answer
+        completed[name] = X[name].where(X[name].notna(), pd.Series(new, index=X.index).astype(X[name].dtype))
+    return completed
 
 
 def centers(X: pd.DataFrame, how: str = "mean") -> dict:
-    """The mean or median of every number, the most common class of every other column."""
+    """Mean or median of every number, most common class of every other column."""
     numbers = set(numeric_columns(X))
     return {name: getattr(X[name], how)() if name in numbers else X[name].mode().iloc[0] for name in X}
 
 
 def first_guess(X: pd.DataFrame) -> np.ndarray:
-    """Numbers and class codes (n, D), holes filled with the mean and the most common class."""
+    """Numbers and class codes (n, D), missing cells filled with the mean and the most common class."""
     return codes(X.fillna(centers(X)))

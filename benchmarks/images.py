@@ -1,27 +1,29 @@
-"""Compare methods on images: holes filled and anomalies found; one JSON line per result, resumable at any point.
+"""Compare methods on images: pixels inpainted and anomalies found; one JSON line per result, resumable at any point.
 
     python -m benchmarks.images --tasks images --sets digits   # the set that comes with scikit-learn: minutes
     python -m benchmarks.images --methods mean,knn,ppca        # all sets: see image_sets.py where they come from
     python -m benchmarks.images --train all --methods vaeimpute --params '{"device": "cuda"}'
     python -m benchmarks.images --report
 
-- ``images``: fit to the first complete training images, and fill four kinds of holes in the first test images, all with
-  the one fit. RMSE, PSNR and bits are over hidden pixels, SSIM over the completed images; pixels are scaled to 0..1.
-- ``image-anomaly``: one digit of MNIST is ordinary and the others are anomalies, for each of the ten; and MNIST against
+- ``images``: fit to the first complete training images, and inpaint the first test images under four kinds of masks,
+  all with the one fit. RMSE, PSNR and bits are over hidden pixels, SSIM over the completed images; pixels are scaled to
+  0..1.
+- ``image-anomaly``: one digit of MNIST is normal and the others are anomalies, for each of the ten; and MNIST against
   Fashion-MNIST, both ways.
 
-Every method sees the same holes. Lines already in the output file are not computed again; lines with an ``error`` are.
+Every method sees the same masks. Lines already in the output file are not computed again; lines with an ``error`` are.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby, product
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import joblib
@@ -31,57 +33,62 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from benchmarks.image_peers import DETECTORS, PEERS
-from benchmarks.image_sets import HOLES, SETS, Images, hide_pixels, pixels_kept
+from benchmarks.image_sets import MASKS, SETS, Images, hide_pixels, observed_pixels
 from benchmarks.markdown import markdown
 from benchmarks.run import RESULTS, append_line, read_lines
 
-__all__ = ["fit_anomaly", "fit_filling", "image_tables", "judge", "report", "run_lines"]
+__all__ = ["fit_anomaly", "fit_inpainting", "image_tables", "judge", "report", "run_lines"]
 
-KEY = ("task", "set", "holes", "train", "test", "seed", "method")
+logger = logging.getLogger(__name__)
+
+KEY = ("task", "set", "mask", "train", "test", "seed", "method")
 TASKS = ("images", "image-anomaly")
-PAIRS = {"mnist-fashion": ("mnist", "fashion"), "fashion-mnist": ("fashion", "mnist")}  # ordinary, strange
+Result = TypeVar("Result")
+PAIRS = {"mnist-fashion": ("mnist", "fashion"), "fashion-mnist": ("fashion", "mnist")}  # inliers, outliers
 DIGITS = {f"digit {digit}": digit for digit in range(10)}
 
 
 @lru_cache(maxsize=2)
 def load(name: str) -> Images:
-    """The set, kept for the next line."""
+    """Read a set and keep it for the next line."""
     return SETS[name]()
 
 
-def fit_filling(key: dict, params: dict) -> Callable[[dict], dict]:
-    """Fit the method of the key; what comes back fills one kind of holes and says how well."""
+def fit_inpainting(key: dict, params: dict) -> Callable[[dict], dict]:
+    """Fit the method of the key; what comes back inpaints under one kind of mask and says how well."""
     images, peer, clock = load(key["set"]), PEERS[key["method"]], _clock()
     truth = images.test[: key["test"]]
     start = clock()
-    fill = peer.fit(images.train[: key["train"]], key["seed"], **params)
+    inpaint = peer.fit(images.train[: key["train"]], key["seed"], **params)
     fit_seconds = clock() - start
 
     def measure(key: dict) -> dict:
-        observed = pixels_kept(key["set"], key["holes"], key["seed"], truth)
+        observed = observed_pixels(key["set"], key["mask"], key["seed"], truth)
         start = clock()
-        filled = fill(hide_pixels(truth, observed))
+        filled = inpaint(hide_pixels(truth, observed))
         seconds = clock() - start
-        scores = judge(truth, filled, observed, images.peak)
+        scores = judge(truth, filled, observed, images.max_level)
         if peer.bits is not None:
-            scores["bits"] = peer.bits(fill, truth, observed)
+            scores["bits"] = peer.bits(inpaint, truth, observed)
         return scores | {"fit_seconds": fit_seconds, "images_per_second": len(truth) / max(seconds, 1e-6)}
 
     return measure
 
 
-def judge(truth: np.ndarray, filled: np.ndarray, observed: np.ndarray, peak: float) -> dict:
-    """RMSE and PSNR of hidden pixels, mean SSIM of the images, at pixels clipped to 0..peak and scaled to 0..1.
+def judge(truth: np.ndarray, filled: np.ndarray, observed: np.ndarray, max_level: float) -> dict[str, float]:
+    """RMSE and PSNR of hidden pixels, mean SSIM of the images, at pixels clipped to 0..max_level and scaled to 0..1.
 
-    PSNR is that of all hidden pixels together: a hole that one image fills without error would make a mean infinite.
+    PSNR is that of all hidden pixels together: an image that is inpainted without error would make a mean infinite.
     """
     from skimage.metrics import structural_similarity
 
     if filled.shape != truth.shape or np.isnan(filled).any():
-        raise ValueError(f"the method left {np.isnan(filled).sum()} holes in {filled.shape}, of {truth.shape}.")
+        raise ValueError(
+            f"the method left {np.isnan(filled).sum()} missing pixels in {filled.shape}, of {truth.shape}."
+        )
     if (changed := int((np.abs(filled - truth)[observed] > 1e-3).sum())) > 0:
         raise ValueError(f"the method changed {changed} observed pixels.")
-    x, y = truth / peak, np.clip(filled, 0, peak) / peak
+    x, y = truth / max_level, np.clip(filled, 0, max_level) / max_level
     squared = float(((x - y)[~observed] ** 2).mean())
     axis = -1 if truth.ndim == 4 else None
     pairs = zip(x, y, strict=True)
@@ -90,56 +97,63 @@ def judge(truth: np.ndarray, filled: np.ndarray, observed: np.ndarray, peak: flo
         "rmse": squared**0.5,
         "psnr": -10 * float(np.log10(max(squared, 1e-12))),
         "ssim": float(np.mean(similar)),
-        "hidden": int((~observed).sum()),
     }
 
 
 def fit_anomaly(key: dict, params: dict) -> Callable[[dict], dict]:
-    """Fit the method of the key; what comes back says how well its score tells anomalies from ordinary images."""
-    (ordinary, mixed, strange), clock = anomaly_case(key["set"]), _clock()
+    """Fit the method of the key; what comes back says how well its score tells anomalies from normal images."""
+    (inliers, mixed, is_outlier), clock = anomaly_case(key["set"]), _clock()
     start = clock()
-    score = DETECTORS[key["method"]](ordinary[: key["train"]], key["seed"], **params)
+    score = DETECTORS[key["method"]](inliers[: key["train"]], key["seed"], **params)
     fit_seconds = clock() - start
 
     def measure(key: dict) -> dict:
-        start = clock()
-        scores = score(mixed)
-        speed = len(mixed) / max(clock() - start, 1e-6)
-        auroc = float(roc_auc_score(strange, scores))
-        return {"auroc": auroc, "fit_seconds": fit_seconds, "images_per_second": speed}
+        return {"auroc": float(roc_auc_score(is_outlier, score(mixed))), "fit_seconds": fit_seconds}
 
     return measure
 
 
 def anomaly_case(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ordinary training images; test images, and which of these are strange."""
+    """Give normal training images; test images, and which of these are anomalies."""
     if name in DIGITS:
         images, digit = load("mnist"), DIGITS[name]
         return images.train[images.train_classes == digit], images.test[:2000], images.test_classes[:2000] != digit
-    ordinary, strange = (load(part) for part in PAIRS[name])
-    mixed = [ordinary.test[:1000], strange.test[:1000]]
-    return ordinary.train, np.concatenate(mixed), np.repeat([False, True], [len(part) for part in mixed])
+    inliers, outliers = (load(part) for part in PAIRS[name])
+    mixed = [inliers.test[:1000], outliers.test[:1000]]
+    return inliers.train, np.concatenate(mixed), np.repeat([False, True], [len(part) for part in mixed])
 
 
-FITS: dict[str, Callable[[dict, dict], Callable[[dict], dict]]] = {"images": fit_filling, "image-anomaly": fit_anomaly}
+FITS: dict[str, Callable[[dict, dict], Callable[[dict], dict]]] = {
+    "images": fit_inpainting,
+    "image-anomaly": fit_anomaly,
+}
 
 
-def fill_keys(names, kinds, methods, seeds, train: int | None, test: int) -> Iterator[dict]:
-    """What to compute of filling, the kinds of holes that one fit serves together; ``train`` None means all."""
+def inpainting_keys(
+    names: Sequence[str],
+    masks: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    train: int | None,
+    test: int,
+) -> Iterator[dict]:
+    """Keys of the lines on inpainting, the masks that one fit serves together; ``train`` None means all."""
     for name in names:
         images = load(name)
         n_train, n_test = min(train or len(images.train), len(images.train)), min(test, len(images.test))
-        for seed, method, kind in product(seeds, methods, kinds):
+        for seed, method, mask in product(seeds, methods, masks):
             if images.test[0].size <= PEERS[method].max_pixels:
-                yield dict(zip(KEY, ("images", name, kind, n_train, n_test, seed, method), strict=True))
+                yield dict(zip(KEY, ("images", name, mask, n_train, n_test, seed, method), strict=True))
 
 
-def anomaly_keys(names, methods, seeds, train: int | None) -> Iterator[dict]:
-    """What to compute of anomalies."""
+def anomaly_keys(
+    names: Sequence[str], methods: Sequence[str], seeds: Sequence[int], train: int | None
+) -> Iterator[dict]:
+    """Keys of the lines on anomalies."""
     for name in names:
-        ordinary, mixed, _ = anomaly_case(name)
+        inliers, mixed, _ = anomaly_case(name)
         for seed, method in product(seeds, methods):
-            n_train = min(train or len(ordinary), len(ordinary))
+            n_train = min(train or len(inliers), len(inliers))
             yield dict(zip(KEY, ("image-anomaly", name, None, n_train, len(mixed), seed, method), strict=True))
 
 
@@ -154,7 +168,7 @@ def run_lines(keys: list[dict], out: Path, params: dict, cores: int) -> int:
     click.echo(f"{len(keys) - len(todo)} of {len(keys)} lines are in {out} already.", err=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     failures = 0
-    for _, together in groupby(todo, key=lambda key: _key_of(key | {"holes": None})):
+    for _, together in groupby(todo, key=lambda key: _key_of(key | {"mask": None})):
         for line in _survive(list(together), params, cores):
             line["method"] += suffix
             failures += "error" in line
@@ -164,20 +178,20 @@ def run_lines(keys: list[dict], out: Path, params: dict, cores: int) -> int:
 
 
 def _survive(group: list[dict], params: dict, cores: int) -> Iterator[dict]:
-    """The lines of one fit, an error in its place."""
+    """Yield the lines of one fit, an error in its place."""
     with joblib.parallel_config(n_jobs=cores), threadpool_limits(cores):  # BLAS and torch too
         measure = _attempt(FITS[group[0]["task"]], group[0], params)
         for key in group:
             result = measure if isinstance(measure, dict) else _attempt(measure, key)
-            yield key | result | {"cores": cores}
+            yield key | result
 
 
-def _attempt(function: Callable, *arguments):
-    """What the function gives, or why it failed."""
+def _attempt(function: Callable[..., Result], *arguments: dict) -> Result | dict[str, str]:
+    """Give what the function gives, or why it failed."""
     try:
         return function(*arguments)
     except Exception as error:
-        click.echo(traceback.format_exc(), err=True)
+        logger.exception("%s failed.", " ".join(str(part) for part in arguments[0].values() if part is not None))
         return {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -185,7 +199,7 @@ def _key_of(line: dict) -> tuple:
     return tuple(line[name] for name in KEY)
 
 
-def _short(value):
+def _short(value: object) -> object:
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
@@ -209,8 +223,8 @@ def image_tables(lines: list[dict]) -> dict[str, pd.DataFrame]:
     for train, part in _by_training(frame[frame["task"] == "image-anomaly"]):
         tables[f"Images: anomalies, AUROC, {train}"] = _anomalies(part)
     for train, part in _by_training(frame[frame["task"] == "images"]):
-        for (name, kind), own in part.groupby(["set", "holes"], sort=False):
-            tables[f"Images: {name}, {kind}, {train}"] = _details(own)
+        for (name, mask), own in part.groupby(["set", "mask"], sort=False):
+            tables[f"Images: {name}, {mask}, {train}"] = _details(own)
     return tables
 
 
@@ -221,11 +235,11 @@ def _by_training(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _overview(frame: pd.DataFrame) -> pd.DataFrame:
-    grid = frame.pivot_table(index=["set", "holes"], columns="method", values="rmse", sort=False)
+    grid = frame.pivot_table(index=["set", "mask"], columns="method", values="rmse", sort=False)
     grid = grid[grid.rank(axis=1).mean().sort_values(ascending=False).index]
     shown = grid.map(lambda value: "" if pd.isna(value) else f"{value:.4f}")
     shown = shown.mask(grid.eq(grid.min(axis=1), axis=0), "**" + shown + "**")
-    shown.index = pd.Index([f"{name}, {kind}" for name, kind in shown.index], name="set, holes")
+    shown.index = pd.Index([f"{name}, {mask}" for name, mask in shown.index], name="set, mask")
     return shown
 
 
@@ -255,10 +269,10 @@ def report(lines: list[dict]) -> str:
     return "\n".join(f"**{title}**\n\n{markdown(table)}" for title, table in image_tables(lines).items())
 
 
-def _chosen(*known: str):
-    """A click callback: "a,b" -> ["a", "b"], each of them known; all that are known where nothing is given."""
+def _chosen(*known: str) -> Callable[..., list[str]]:
+    """Click callback: "a,b" -> ["a", "b"], each of them known; all that are known where nothing is given."""
 
-    def parse(context, parameter, value: str | None) -> list[str]:
+    def parse(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str]:
         items = [item.strip() for item in value.split(",")] if value else list(known)
         if unknown := [item for item in items if item not in known]:
             raise click.BadParameter(f"unknown {', '.join(unknown)}; known: {', '.join(known)}.")
@@ -267,36 +281,51 @@ def _chosen(*known: str):
     return parse
 
 
-@click.command(help="Compare methods on images; append one JSON line per result to a file.")
+@click.command()
 @click.option("--tasks", callback=_chosen(*TASKS), help=f"Comma-separated, of {', '.join(TASKS)}; default: both.")
 @click.option("--sets", callback=_chosen(*SETS), help=f"For images; of {', '.join(SETS)}.")
-@click.option("--holes", callback=_chosen(*HOLES), help=f"For images; of {', '.join(HOLES)}.")
+@click.option("--masks", callback=_chosen(*MASKS), help=f"For images; of {', '.join(MASKS)}.")
 @click.option("--cases", callback=_chosen(*PAIRS, *DIGITS), help="For image-anomaly; of mnist-fashion, ..., digit 9.")
 @click.option(
     "--methods", callback=_chosen(*dict.fromkeys([*PEERS, *DETECTORS])), help="Comma-separated; default: all."
 )
 @click.option("--train", default="5000", show_default=True, help="Images to fit to, or all.")
-@click.option("--test", default=500, show_default=True, help="Images to fill.")
+@click.option("--test", default=500, show_default=True, help="Images to inpaint.")
 @click.option("--seeds", default="0", show_default=True)
 @click.option("--params", default="{}", help="JSON: arguments of the one method that --methods names.")
 @click.option("--cores", type=int, help="Default: all.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "images.jsonl", show_default=False)
 @click.option("--report", "only_report", is_flag=True, help="Print the tables of the results, and run nothing.")
-def main(tasks, sets, holes, cases, methods, train, test, seeds, params, cores, out, only_report) -> None:
+def main(
+    *,
+    tasks: list[str],
+    sets: list[str],
+    masks: list[str],
+    cases: list[str],
+    methods: list[str],
+    train: str,
+    test: int,
+    seeds: str,
+    params: str,
+    cores: int | None,
+    out: Path,
+    only_report: bool,
+) -> None:
+    """Compare methods on images; append one JSON line per result to a file."""
     if only_report:
         click.echo(report(read_lines(out)))
         return
-    params = json.loads(params)
-    if params and len(methods) > 1:
+    settings = json.loads(params)
+    if settings and len(methods) > 1:
         raise click.BadParameter(f"they are one method's, but got {len(methods)} methods.", param_hint="--params")
     n_train = None if train == "all" else int(train)
     numbers = [int(seed) for seed in seeds.split(",")]
     keys: list[dict] = []
     if "images" in tasks:
-        keys += fill_keys(sets, holes, [name for name in methods if name in PEERS], numbers, n_train, test)
+        keys += inpainting_keys(sets, masks, [name for name in methods if name in PEERS], numbers, n_train, test)
     if "image-anomaly" in tasks:
         keys += anomaly_keys(cases, [name for name in methods if name in DETECTORS], numbers, n_train)
-    failures = run_lines(keys, out, params, cores or joblib.cpu_count())
+    failures = run_lines(keys, out, settings, cores or joblib.cpu_count())
     if failures:
         click.echo(f"{failures} lines failed; run again to retry them.", err=True)
 

@@ -7,9 +7,9 @@ import pandas as pd
 
 
 def markdown(
-    frame: pd.DataFrame, formats: dict[str, str] | None = None, default: str = ".2f", bold_smallest: bool = False
+    frame: pd.DataFrame, formats: dict[str, str] | None = None, default: str = ".2f", *, bold_smallest: bool = False
 ) -> str:
-    """A frame as a markdown table; ``formats`` by column; the smallest number of each row in bold on request."""
+    """Markdown table of a frame; ``formats`` by column; the smallest number of each row in bold on request."""
     formats = formats or {}
     rows = [[frame.index.name or "", *map(str, frame.columns)], ["---"] * (1 + frame.shape[1])]
     for label, row in frame.iterrows():
@@ -21,7 +21,7 @@ def markdown(
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
-def _cell(value, spec: str) -> str:
+def _cell(value: object, spec: str) -> str:
     if isinstance(value, str):
         return value
     return "" if pd.isna(value) else format(value, spec)

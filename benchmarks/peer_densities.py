@@ -1,4 +1,4 @@
-"""Peers that fit a joint density of the row and answer with its conditional: Gaussian families, Bayesian network."""
+"""Peers that fit a joint density of the row and predict by its conditional: Gaussian families, Bayesian network."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def gaussian_copula(X: pd.DataFrame, seed: int) -> Transform:
     """
     scales = {}  # the observed values of each number, in order, and their scores
     for name in numeric_columns(X):
-        seen = X[name].dropna()
-        ranks = seen.rank(method="average").to_numpy() / (len(seen) + 1)
-        values, first = np.unique(seen.to_numpy(), return_index=True)
+        present = X[name].dropna()
+        ranks = present.rank(method="average").to_numpy() / (len(present) + 1)
+        values, first = np.unique(present.to_numpy(), return_index=True)
         scales[name] = values, norm.ppf(ranks[first])
 
     def scored(Y: pd.DataFrame) -> pd.DataFrame:
@@ -80,9 +80,9 @@ def bayesian_network(X: pd.DataFrame, seed: int, n_bins: int = 5) -> pd.DataFram
     """Discrete Bayesian network (pgmpy): numbers in 5 quantile bins, hill climbing by AIC, exact inference per row.
 
     Structure (at most 2 parents) and tables (BDeu) are learnt twice, from the table completed by mean and mode and then
-    from its own answer: learning from incomplete rows costs far more. A number's answer is the mean of its bins' means.
+    by the first network: learning from incomplete rows costs far more. A number is the mean of its bins' means.
     """
-    holes, filled, bins = X.isna().to_numpy(), first_guess(X), np.empty(X.shape, dtype=int)
+    missing, filled, bins = X.isna().to_numpy(), first_guess(X), np.empty(X.shape, dtype=int)
     numbers, values = set(numeric_columns(X)), []  # values: what each state of a column stands for
     for j, name in enumerate(X):
         if name in numbers:
@@ -92,17 +92,17 @@ def bayesian_network(X: pd.DataFrame, seed: int, n_bins: int = 5) -> pd.DataFram
         bins[:, j] = np.searchsorted(edges, filled[:, j])
         values.append(pd.Series(filled[:, j]).groupby(bins[:, j]).mean())
     for _ in range(2):
-        beliefs = _network_beliefs(bins, holes)
-        for cell, (states, probability) in beliefs.items():
+        posteriors = _network_posteriors(bins, missing)
+        for cell, (states, probability) in posteriors.items():
             bins[cell] = states[probability.argmax()]
-    for (i, j), (states, probability) in beliefs.items():
+    for (i, j), (states, probability) in posteriors.items():
         is_number = X.columns[j] in numbers
         filled[i, j] = probability @ values[j][states] if is_number else states[probability.argmax()]
     return restore_codes(X, filled)
 
 
-def _network_beliefs(bins: np.ndarray, holes: np.ndarray) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
-    """Learn a network from whole rows of states; of each hidden cell the states and their probabilities."""
+def _network_posteriors(bins: np.ndarray, missing: np.ndarray) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+    """Learn a network from whole rows of states; of each missing cell the states and their probabilities."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # pgmpy 1.1 warns of its own imports
         from pgmpy.causal_discovery import HillClimbSearch
@@ -115,13 +115,13 @@ def _network_beliefs(bins: np.ndarray, holes: np.ndarray) -> dict[tuple[int, int
     network = DiscreteBayesianNetwork(search.causal_graph_.edges())
     network.add_nodes_from(states.columns)
     inference = VariableElimination(network.fit(states, estimator=DiscreteBayesianEstimator()))
-    beliefs: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
-    for i in np.flatnonzero(holes.any(axis=1)):
-        known = {f"c{j}": bins[i, j] for j in np.flatnonzero(~holes[i])}
-        for j in np.flatnonzero(holes[i]):  # one by one: for several at once pgmpy builds their joint table
+    posteriors: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    for i in np.flatnonzero(missing.any(axis=1)):
+        known = {f"c{j}": bins[i, j] for j in np.flatnonzero(~missing[i])}
+        for j in np.flatnonzero(missing[i]):  # one by one: for several at once pgmpy builds their joint table
             factor = inference.query([f"c{j}"], known, show_progress=False)
-            beliefs[int(i), int(j)] = np.array(factor.state_names[f"c{j}"]), factor.values
-    return beliefs
+            posteriors[int(i), int(j)] = np.array(factor.state_names[f"c{j}"]), factor.values
+    return posteriors
 
 
 def _width(design: Design) -> int:
@@ -144,7 +144,9 @@ def _mixture_em(matrix: np.ndarray, mixture: list[Component], n_rounds: int = 10
     return mixture, log_likelihood
 
 
-def _mixture_moments(matrix: np.ndarray, mixture: list[Component]):
+def _mixture_moments(
+    matrix: np.ndarray, mixture: list[Component]
+) -> tuple[np.ndarray, float, np.ndarray, np.ndarray, np.ndarray]:
     """Conditional means (n, D), log-likelihood; expected size, sum and sum of squares of each component's rows."""
     n, d = matrix.shape
     k, filled, log_likelihood = len(mixture), np.empty((n, d)), 0.0
@@ -153,14 +155,14 @@ def _mixture_moments(matrix: np.ndarray, mixture: list[Component]):
         x = matrix[start : start + 256]
         parts = [_conditional(x, mu, cov) for _, mu, cov in mixture]
         joint = np.stack([np.log(max(w, 1e-300)) + p[2] for (w, _, _), p in zip(mixture, parts, strict=True)])  # (k, b)
-        evidence = np.logaddexp.reduce(joint, axis=0)
-        shares, means = np.exp(joint - evidence), np.stack([p[0] for p in parts])
-        filled[start : start + 256] = np.einsum("kb,kbd->bd", shares, means)
-        log_likelihood += evidence.sum()
-        sizes += shares.sum(axis=1)
-        sums += np.einsum("kb,kbd->kd", shares, means)
-        for c, share in enumerate(shares):
-            squares[c] += (means[c] * share[:, None]).T @ means[c] + np.tensordot(share, parts[c][1], 1)
+        marginal = np.logaddexp.reduce(joint, axis=0)
+        weights, means = np.exp(joint - marginal), np.stack([p[0] for p in parts])
+        filled[start : start + 256] = np.einsum("kb,kbd->bd", weights, means)
+        log_likelihood += marginal.sum()
+        sizes += weights.sum(axis=1)
+        sums += np.einsum("kb,kbd->kd", weights, means)
+        for c, weight in enumerate(weights):
+            squares[c] += (means[c] * weight[:, None]).T @ means[c] + np.tensordot(weight, parts[c][1], 1)
     return filled, log_likelihood, sizes, sums, squares
 
 
@@ -168,12 +170,12 @@ def _conditional(x: np.ndarray, mu: np.ndarray, cov: np.ndarray) -> tuple[np.nda
     """Mean (b, D), covariance (b, D, D) of N(mu, cov) given the observed cells, and their log-density (b,)."""
     o, eye = ~np.isnan(x), np.eye(len(mu))
     residual = np.where(o, x - mu, 0.0)
-    # Identity in place of the missing block: one batched solve for rows with different holes.
+    # Identity in place of the missing block: one batched solve for rows with different missing cells.
     inside = np.where(o[:, :, None] & o[:, None, :], cov, eye)
     across = np.where(o[:, :, None] & ~o[:, None, :], cov, 0.0)
     solved = np.linalg.solve(inside, np.concatenate([across, residual[:, :, None]], axis=2))
     gain, whitened = solved[:, :, :-1], solved[:, :, -1]
     mean = np.where(o, x, mu) + np.einsum("bi,bij->bj", residual, gain)
-    spread = np.where(~o[:, :, None] & ~o[:, None, :], cov - across.transpose(0, 2, 1) @ gain, 0.0)
+    covariance = np.where(~o[:, :, None] & ~o[:, None, :], cov - across.transpose(0, 2, 1) @ gain, 0.0)
     quadratic = (residual * whitened).sum(axis=1)
-    return mean, spread, -0.5 * (quadratic + np.linalg.slogdet(inside)[1] + o.sum(axis=1) * np.log(2 * np.pi))
+    return mean, covariance, -0.5 * (quadratic + np.linalg.slogdet(inside)[1] + o.sum(axis=1) * np.log(2 * np.pi))

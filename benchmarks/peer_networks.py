@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.design import Design
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn, optim
 
 __all__ = ["gain", "miwae", "plain_vae"]
 
@@ -16,7 +20,7 @@ __all__ = ["gain", "miwae", "plain_vae"]
 def gain(X: pd.DataFrame, seed: int, n_steps: int = 10_000) -> pd.DataFrame:
     """GAIN (Yoon et al. 2018) with its published settings: hint rate 0.9, alpha 100, batch 128, 10,000 steps.
 
-    Numbers are scaled to [0, 1], both networks have two hidden layers as wide as the table; one pass is the answer.
+    Numbers are scaled to [0, 1], both networks have two hidden layers as wide as the table; one pass fills the cells.
     """
     torch, design = _torch(seed), Design(X)
     matrix = design.encode(X)
@@ -39,7 +43,7 @@ def gain(X: pd.DataFrame, seed: int, n_steps: int = 10_000) -> pd.DataFrame:
 
 
 def plain_vae(X: pd.DataFrame, seed: int, n_epochs: int = 300, latent_dim: int = 8) -> pd.DataFrame:
-    """The VAE of tutorials: trained on mean-filled rows as if they were whole, the reconstruction fills the holes.
+    """VAE of tutorials: trained on mean-filled rows as if they were complete, the reconstruction fills missing cells.
 
     Two layers of 128, unit-variance Gaussian cells, Adam 1e-3, batch 64.
     """
@@ -81,7 +85,9 @@ def miwae(X: pd.DataFrame, seed: int, n_epochs: int = 500, n_draws: int = 1000) 
     return design.restore(X, torch.cat(filled).double().numpy())
 
 
-def _importance(encoder, decoder, x, observed, n_draws: int):
+def _importance(
+    encoder: nn.Module, decoder: nn.Module, x: Tensor, observed: Tensor, n_draws: int
+) -> tuple[Tensor, Tensor]:
     """Log-weights (K, B) of draws from the encoder, and the decoder's means (K, B, D)."""
     from torch.distributions import Normal, StudentT
     from torch.nn.functional import softplus
@@ -94,23 +100,23 @@ def _importance(encoder, decoder, x, observed, n_draws: int):
     return (log_px * observed).sum(2) + (prior.log_prob(z) - q.log_prob(z)).sum(2), location
 
 
-def _with_noise(x, observed):
-    """GAIN's input: small noise in the holes, and beside it what is observed."""
+def _with_noise(x: Tensor, observed: Tensor) -> Tensor:
+    """GAIN's input: small noise in the missing cells, and beside it what is observed."""
     import torch
 
     return torch.cat([torch.where(observed > 0, x, 0.01 * torch.rand_like(x)), observed], 1)
 
 
-def _torch(seed: int) -> Any:
-    """The module, imported where it is used because it takes seconds, and seeded."""
+def _torch(seed: int) -> ModuleType:
+    """Import the module where it is used, because it takes seconds, and seed it."""
     import torch
 
     torch.manual_seed(seed)
     return torch
 
 
-def _tensors(matrix: np.ndarray, fill_with_mean: bool = False):
-    """The matrix with its holes filled by zero or the column mean, and 1 where it is observed, as float32."""
+def _tensors(matrix: np.ndarray, *, fill_with_mean: bool = False) -> tuple[Tensor, Tensor]:
+    """Matrix with its missing cells filled by zero or the column mean, and 1 where it is observed, as float32."""
     import torch
 
     observed = ~np.isnan(matrix)
@@ -118,14 +124,14 @@ def _tensors(matrix: np.ndarray, fill_with_mean: bool = False):
     return torch.tensor(np.where(observed, matrix, filling)).float(), torch.tensor(observed).float()
 
 
-def _perceptron(*widths: int):
+def _perceptron(*widths: int) -> nn.Module:
     from torch import nn
 
     layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 
-def _descend(optimizer, loss) -> None:
+def _descend(optimizer: optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

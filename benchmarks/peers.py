@@ -1,4 +1,4 @@
-"""The methods compared, each one function on frames with holes; numbers are float64 and classes category.
+"""The methods compared, each one function on incomplete frames; numbers are float64 and classes category.
 
 A method either completes a table, ``(X, seed) -> completed X``, or fits and gives what completes further rows,
 ``(X, seed) -> (Y -> completed Y)``: then its row in ``PEERS`` goes through `fitted`. Methods take the number of cores
@@ -41,7 +41,7 @@ __all__ = ["PEERS", "Peer", "fitted"]
 
 @dataclass(frozen=True)
 class Peer:
-    """A method: ``complete(X, seed)``, and where it has them, two more ways to ask it.
+    """A method: ``complete(X, seed)``, and where it has them, two more ways to use it.
 
     ``draws(X, seed)`` also gives a sampler of completions; ``fit(X, seed)`` gives what completes further rows.
     ``imports`` are the packages it needs: loaded before the clock starts, and their versions are recorded.
@@ -53,8 +53,8 @@ class Peer:
     imports: tuple[str, ...] = ("sklearn",)
 
 
-def fitted(fit: Callable[..., Transform], **options) -> Peer:
-    """The `Peer` of a function that fits: it completes a table by the model fitted to it."""
+def fitted(fit: Callable[..., Transform], **options: object) -> Peer:
+    """Make the `Peer` of a function that fits: it completes a table by the model fitted to it."""
     return Peer(lambda X, seed, **params: fit(X, seed, **params)(X), fit=fit, **options)
 
 
@@ -77,11 +77,11 @@ def knn(X: pd.DataFrame, seed: int) -> Transform:
     return lambda Y: design.restore(Y, imputer.transform(design.encode(Y)))
 
 
-def mice(X: pd.DataFrame, seed: int, **options) -> Transform:
+def mice(X: pd.DataFrame, seed: int, **options: object) -> Transform:
     """Chained equations: scikit-learn's IterativeImputer with Bayesian ridge regression, 10 rounds."""
     design = Design(X)
     # One indicator of each class column stays out: all of them predict one another exactly (they sum to 1), and the
-    # holes would stay at their first guess.
+    # missing cells would stay at their first guess.
     kept = np.setdiff1d(np.arange(design.encode(X.head(1)).shape[1]), [block.start for block in design.classes])
     imputer = IterativeImputer(BayesianRidge(), max_iter=10, random_state=seed, keep_empty_features=True, **options)
     with warnings.catch_warnings():
@@ -99,10 +99,10 @@ def mice(X: pd.DataFrame, seed: int, **options) -> Transform:
 
 
 def mice_draws(X: pd.DataFrame, seed: int, n_draws: int = 10) -> tuple[pd.DataFrame, Draw]:
-    """Multiple imputation: `mice` with draws from its posterior, a new chain for each, 10 for a point answer.
+    """Multiple imputation: `mice` with draws from its posterior, a new chain for each, 10 for a point estimate.
 
     The point is the mean of a number's draws and the most frequent class: one draw alone, as software hands it out,
-    adds its own noise to every error and would be no fair point answer.
+    adds its own noise to every error and would be no fair point estimate.
     """
 
     def draw(n: int) -> list[pd.DataFrame]:
@@ -122,7 +122,7 @@ def mice_draws(X: pd.DataFrame, seed: int, n_draws: int = 10) -> tuple[pd.DataFr
 def missforest(X: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Full-depth random forests in turn, as in the R package missForest: 100 trees, mtry = floor(sqrt(p)).
 
-    At most 10 rounds; as soon as the change grows for numbers and for classes alike, the round before is the answer.
+    At most 10 rounds; as soon as the change grows for numbers and for classes alike, the round before is the result.
     Differs from R in that trees split classes by their codes and numbers down to single rows (R: nodesize 5).
     """
     random = np.random.RandomState(seed)
@@ -130,14 +130,14 @@ def missforest(X: pd.DataFrame, seed: int) -> pd.DataFrame:
     forest["n_jobs"] = joblib.effective_n_jobs(None)  # forests do not take it from the context by themselves
     is_class = ~X.columns.isin(numeric_columns(X))
     models = [RandomForestClassifier(**forest) if c else RandomForestRegressor(**forest) for c in is_class]
-    holes = X.isna().to_numpy()
+    missing = X.isna().to_numpy()
     before, change_before = first_guess(X), np.full(2, np.inf)
     for _ in range(10):
-        after = _chain_round(before, holes, models)
+        after = _chain_round(before, missing, models)
         change = np.array(
             [
                 ((after - before)[:, ~is_class] ** 2).sum() / max((after[:, ~is_class] ** 2).sum(), 1e-300),
-                (after != before)[:, is_class].sum() / max(holes[:, is_class].sum(), 1),
+                (after != before)[:, is_class].sum() / max(missing[:, is_class].sum(), 1),
             ]
         )[[not is_class.all(), bool(is_class.any())]]
         if (change >= change_before[: len(change)]).all():
@@ -162,7 +162,7 @@ def lightgbm_mice(X: pd.DataFrame, seed: int) -> pd.DataFrame:
 def decision_tree(X: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Chained equations with one tree per column, 5 rounds; leaves of at least 5 rows, as R's mice has it (cart).
 
-    The leaf's mean or most common class is the answer, where R draws a donor from the leaf.
+    The leaf's mean or most common class is predicted, where R draws a donor from the leaf.
     """
     settings, numbers = {"min_samples_leaf": 5, "random_state": seed}, set(numeric_columns(X))
     trees = [DecisionTreeRegressor(**settings) if name in numbers else DecisionTreeClassifier(**settings) for name in X]
@@ -205,15 +205,15 @@ def hyperimpute(X: pd.DataFrame, seed: int) -> pd.DataFrame:
     return restore_codes(X, filled)
 
 
-def vaeimpute(X: pd.DataFrame, seed: int, **params) -> Transform:
-    """This package, at its defaults or with ``params`` for the constructor."""
+def vaeimpute(X: pd.DataFrame, seed: int, **params: object) -> Transform:
+    """Ours, at its defaults or with ``params`` for the constructor."""
     from vaeimpute import VAEImputer
 
     return VAEImputer(random_state=seed, **params).fit(X).impute
 
 
-def vaeimpute_draws(X: pd.DataFrame, seed: int, **params) -> tuple[pd.DataFrame, Draw]:
-    """The same, with the sampler of completed tables."""
+def vaeimpute_draws(X: pd.DataFrame, seed: int, **params: object) -> tuple[pd.DataFrame, Draw]:
+    """Ours, with the sampler of completed tables."""
     from vaeimpute import VAEImputer
 
     model = VAEImputer(random_state=seed, **params).fit(X)
@@ -244,19 +244,19 @@ PEERS: dict[str, Peer] = {
 
 def _chain(X: pd.DataFrame, models: list, n_rounds: int = 5) -> pd.DataFrame:
     """Chained equations with one model per column, on numbers and class codes, from the first guess."""
-    holes, filled = X.isna().to_numpy(), first_guess(X)
+    missing, filled = X.isna().to_numpy(), first_guess(X)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="X does not have valid feature names")  # LightGBM, about arrays
         for _ in range(n_rounds):
-            filled = _chain_round(filled, holes, models)
+            filled = _chain_round(filled, missing, models)
     return restore_codes(X, filled)
 
 
-def _chain_round(filled: np.ndarray, holes: np.ndarray, models: list) -> np.ndarray:
-    """Predict the holes of every column from all other columns, fewest holes first."""
+def _chain_round(filled: np.ndarray, missing: np.ndarray, models: list) -> np.ndarray:
+    """Predict the missing cells of every column from all other columns, fewest missing first."""
     filled = filled.copy()
-    for column in np.argsort(holes.sum(axis=0), kind="stable"):
-        others, hidden = np.delete(filled, column, axis=1), holes[:, column]
+    for column in np.argsort(missing.sum(axis=0), kind="stable"):
+        others, hidden = np.delete(filled, column, axis=1), missing[:, column]
         known = filled[~hidden, column]
         if hidden.any() and (known != known[0]).any():
             filled[hidden, column] = models[column].fit(others[~hidden], known).predict(others[hidden])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["CASE", "PICTURES", "by_case", "draw_pictures", "most_finished"]
 
@@ -13,12 +18,12 @@ CASE = ["table", "mechanism", "rate", "seed"]
 
 
 def by_case(results: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """(case, method) table of a metric; cases for which no method has it are left out."""
+    """Table (case, method) of a metric; cases for which no method has it are left out."""
     return results.pivot(index=CASE, columns="method", values=metric).dropna(how="all").astype(float)
 
 
 def most_finished(errors: pd.DataFrame, share: float = 0.5) -> pd.DataFrame:
-    """The methods that finished at least this share of the cases, on the cases that all of them finished.
+    """Methods that finished at least this share of the cases, on the cases that all of them finished.
 
     Where they have no case in common, those with the fewest are left out until there is one.
     """
@@ -40,7 +45,7 @@ def draw_pictures(results: pd.DataFrame, folder: Path) -> list[Path]:
     return written
 
 
-def critical_difference(results: pd.DataFrame):
+def critical_difference(results: pd.DataFrame) -> Figure | None:
     """Mean ranks over tables; methods that a bar joins do not differ at the 5% level (Friedman, then Nemenyi).
 
     A table is one block, with the geometric mean of its cases: the cases of one table are not independent.
@@ -65,7 +70,8 @@ def critical_difference(results: pd.DataFrame):
     return figure
 
 
-def accuracy_against_time(results: pd.DataFrame):
+def accuracy_against_time(results: pd.DataFrame) -> Figure | None:
+    """Error against seconds, both geometric means over the cases that most methods finished."""
     from matplotlib.figure import Figure
 
     errors, seconds = most_finished(by_case(results, "nrmse"), 0.2), by_case(results, "seconds")
@@ -85,7 +91,7 @@ def accuracy_against_time(results: pd.DataFrame):
     return figure
 
 
-def heat_map(results: pd.DataFrame):
+def heat_map(results: pd.DataFrame) -> Figure | None:
     """NRMSE of each table over that of its best peer, the geometric mean of the table's cases; vaeimpute is no peer."""
     from matplotlib.figure import Figure
 
@@ -108,7 +114,7 @@ def heat_map(results: pd.DataFrame):
     return figure
 
 
-def coverage_curves(results: pd.DataFrame):
+def coverage_curves(results: pd.DataFrame) -> Figure | None:
     """Share of hidden numbers inside their intervals against the intervals' nominal level, mean over cases."""
     from matplotlib.figure import Figure
 
@@ -126,7 +132,7 @@ def coverage_curves(results: pd.DataFrame):
     return figure
 
 
-PICTURES = {
+PICTURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "critical_difference": critical_difference,
     "accuracy_time": accuracy_against_time,
     "heatmap": heat_map,

@@ -46,8 +46,8 @@ Kept by hand: an idea, the tables it was tried on, what it did, and whether it s
 def read_results(files: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Results, one row per case and method, and the lines that only ever failed.
 
-    A later line replaces an earlier one, a result an error, and a line with draws one without. A result on other holes
-    than most of its case's (another version of the table or of NumPy) counts as failed.
+    A later line replaces an earlier one, a result an error, and a line with draws one without. A result on other
+    missing cells than most of its case's (another version of the table or of NumPy) counts as failed.
     """
     lines = [line for file in files for line in read_lines(file) if line.get("task") in TASKS]
     lines.sort(key=lambda line: "error" not in line)
@@ -55,10 +55,10 @@ def read_results(files: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
         return pd.DataFrame(), pd.DataFrame()
     frame = pd.DataFrame({tuple(line[name] for name in KEY): line for line in lines}.values())
     frame = frame.assign(error=frame.get("error"))
-    if "holes" in frame:
-        usual = frame.groupby(["task", "max_rows", *CASE])["holes"].transform(lambda holes: [*holes.mode(), None][0])
-        other = frame["error"].isna() & (frame["holes"] != usual)
-        frame.loc[other, "error"] = "saw other holes than the rest of its case"
+    if "mask" in frame:
+        usual = frame.groupby(["task", "max_rows", *CASE])["mask"].transform(lambda masks: [*masks.mode(), None][0])
+        other = frame["error"].isna() & (frame["mask"] != usual)
+        frame.loc[other, "error"] = "saw other missing cells than the rest of its case"
     failed = frame["error"].notna()
     results, failures = frame[~failed].sort_values("draws", kind="stable"), frame[failed]
     if len(results):
@@ -100,7 +100,7 @@ def summary(results: pd.DataFrame) -> str:
 
 
 def headline(errors: pd.DataFrame) -> str:
-    """How vaeimpute stands beside the best single peer, by geometric-mean NRMSE."""
+    """Say how vaeimpute stands beside the best single peer, by geometric-mean NRMSE."""
     if OURS not in errors or errors.shape[1] < 2 or errors.empty:
         return ""
     against = ratios(errors).loc[OURS].drop(OURS)
@@ -148,7 +148,7 @@ def mechanisms(results: pd.DataFrame) -> str:
 
 
 def all_scores(results: pd.DataFrame) -> str:
-    """The mean of every score that is one number, slower families included, over the cases that all have."""
+    """Mean of every score that is one number, slower families included, over the cases that all have."""
     errors = most_finished(by_case(results, "nrmse"), 0.2)
     if errors.empty:
         return ""
@@ -179,7 +179,7 @@ def out_of_sample(results: pd.DataFrame) -> str:
     saw = results.groupby("method")["transductive"].any()
     grid.index = [f"{method}{' (saw the new rows)' if saw[method] else ''}" for method in grid.index]
     grid.index.name = "method"
-    text = f"Fitted to 70% of the rows, judged on the holes of the others; {len(errors)} cases."
+    text = f"Fitted to 70% of the rows, judged on the missing cells of the others; {len(errors)} cases."
     return f"### Out of sample\n\n{text}\n\n{markdown(grid, {'seconds': '.3g'}, default='.3f')}"
 
 
@@ -219,7 +219,7 @@ def coverage(results: pd.DataFrame) -> str:
 
 
 def speed(files: list[Path]) -> str:
-    """The tables of the speed runs among the lines."""
+    """Tables of the speed runs among the lines."""
     lines = [line for file in files for line in read_lines(file) if line.get("task") == "speed"]
     return "\n".join(f"### {title}\n\n{markdown(grid, default='.3g')}" for title, grid in speed_tables(lines).items())
 
@@ -255,14 +255,14 @@ def write_report(files: list[Path], readme: Path) -> str:
 
 
 def _with_section(page: str, name: str, text: str, readme: Path) -> str:
-    """The page with `text` between the two markers of this name."""
+    """Page with `text` between the two markers of this name."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
         raise ValueError(f"{readme} must hold the markers {begin} and {end}, once each and in this order.")
     return f"{page.split(begin)[0]}{begin}\n{text.strip()}\n{end}{page.split(end)[1]}"
 
 
-@click.command(help="Write the tables and pictures of benchmarks/README.md from result files.")
+@click.command()
 @click.option(
     "--results",
     multiple=True,
@@ -271,6 +271,7 @@ def _with_section(page: str, name: str, text: str, readme: Path) -> str:
 )
 @click.option("--readme", type=click.Path(path_type=Path), default=RESULTS.parent / "README.md", show_default=False)
 def main(results: tuple[Path, ...], readme: Path) -> None:
+    """Write the tables and pictures of benchmarks/README.md from result files."""
     patterns = results or (RESULTS / "*.jsonl",)
     files = sorted({file for pattern in patterns for file in Path(pattern).parent.glob(Path(pattern).name)})
     click.echo(write_report(files, readme))

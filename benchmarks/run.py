@@ -5,8 +5,9 @@
     python -m benchmarks.run --tables iris,concrete --methods mean,vaeimpute --out mine.jsonl
     python -m benchmarks.run --tables concrete --methods vaeimpute --set latent_dim=8 --draws 100
 
-Every method sees the same holes: they depend on the table, mechanism, rate and seed alone, and each line carries their
-fingerprint (``holes``). Lines already in the output file are not computed again; lines with an ``error`` are.
+Every method sees the same missing cells: they depend on the table, mechanism, rate and seed alone, and each line
+carries their fingerprint (``mask``). Lines already in the output file are not computed again; lines with an ``error``
+are.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import importlib
 import importlib.metadata
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import platform
 import resource
 import sys
 import time
-import traceback
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -37,10 +38,12 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from benchmarks.datasets import TABLES, codes, hide, load, numeric_columns
+from benchmarks.datasets import TABLES, codes, hide, load
 from benchmarks.peers import PEERS
 from benchmarks.scores import DRAW_METRICS, METRICS, Completion, Draws
 from vaeimpute.amputation import MECHANISMS, ampute
+
+logger = logging.getLogger(__name__)
 
 KEY = ("task", "table", "max_rows", "mechanism", "rate", "seed", "method", "draws")
 RESULTS = Path(__file__).parent / "results"
@@ -113,6 +116,7 @@ class Case:
     params: str = "{}"  # JSON of the method's keyword arguments; the method's name in the line shows them
 
     def key(self) -> dict:
+        """Key by which the line is found again; settings are part of the method's name."""
         params = ",".join(f"{name}={value}" for name, value in json.loads(self.params).items())
         key = {name: getattr(self, name) for name in KEY}
         return key | {"method": f"{self.method}[{params}]"} if params else key
@@ -121,7 +125,7 @@ class Case:
 def impute_case(case: Case) -> dict:
     """Hide cells, complete the table with the case's method, and judge the hidden cells."""
     truth = load(case.table, case.max_rows)
-    observed = holes(case, codes(truth))
+    observed = observed_cells(case, codes(truth))
     X, peer = hide(truth, observed), PEERS[case.method]
     params, draw = json.loads(case.params), None
     _reset_peak()
@@ -143,13 +147,13 @@ def impute_case(case: Case) -> dict:
 
 
 def out_of_sample_case(case: Case) -> dict:
-    """Fit on 70% of the rows, holes and all, and judge what becomes of the others.
+    """Fit on 70% of the rows, missing cells and all, and judge what becomes of the others.
 
     A method that only completes whole tables gets the others as further rows. It then sees more than those that fit,
     which only helps it; its line says ``transductive``.
     """
     truth = load(case.table, case.max_rows)
-    observed = holes(case, codes(truth))
+    observed = observed_cells(case, codes(truth))
     X, peer, params = hide(truth, observed), PEERS[case.method], json.loads(case.params)
     new = np.random.default_rng(case.seed).permutation(len(X)) >= 0.7 * len(X)
     _reset_peak()
@@ -157,13 +161,10 @@ def out_of_sample_case(case: Case) -> dict:
     start = clock()
     if peer.fit is not None:
         transform = peer.fit(X[~new], case.seed, **params)
-        fitted = clock()
         completed = transform(X[new])
-        line = {"transform_seconds": round(clock() - fitted, 3)}
     else:
         completed = peer.complete(X, case.seed, **params)[new]
-        line = {}
-    line |= {"seconds": round(clock() - start, 3), "peak_mb": peak_mb(), "transductive": peer.fit is None}
+    line = {"seconds": round(clock() - start, 3), "peak_mb": peak_mb(), "transductive": peer.fit is None}
     check_completed(completed, truth[new], observed[new])
     whole = describe(case, truth, observed)
     return line | whole | judge(truth[new], completed, observed[new], TABLES[case.table].target)
@@ -172,24 +173,24 @@ def out_of_sample_case(case: Case) -> dict:
 TASKS: dict[str, Callable[[Case], dict]] = {"imputation": impute_case, "out-of-sample": out_of_sample_case}
 
 
-def holes(case: Case, table: np.ndarray) -> np.ndarray:
-    """What stays observed (n, D): a function of the table, mechanism, rate and seed, so the same for every method."""
+def observed_cells(case: Case, table: np.ndarray) -> np.ndarray:
+    """Draw what stays observed (n, D) from the table, mechanism, rate and seed alone: the same for every method."""
     name = f"{case.table} {case.mechanism} {case.rate} {case.seed}"
     return ampute(table, case.rate, case.mechanism, random_state=zlib.crc32(name.encode()))
 
 
 def check_completed(completed: pd.DataFrame, truth: pd.DataFrame, observed: np.ndarray) -> None:
-    """A method must fill every hole, keep every observed cell and keep the columns and their types."""
+    """Raise where a method left a missing cell, or changed an observed one, the columns or their types."""
     if list(completed.columns) != list(truth.columns) or (completed.dtypes != truth.dtypes).any():
         raise ValueError("the method changed the columns or their types.")
     if (unfilled := int(completed.isna().sum().sum())) > 0:
-        raise ValueError(f"the method left {unfilled} holes.")
+        raise ValueError(f"the method left {unfilled} missing cells.")
     if (changed := int(((codes(completed) != codes(truth)) & observed).sum())) > 0:
         raise ValueError(f"the method changed {changed} observed cells.")
 
 
 def describe(case: Case, truth: pd.DataFrame, observed: np.ndarray) -> dict:
-    """What was run, on what, with what."""
+    """Say what was run, on what, with what."""
     packages = dict.fromkeys(
         ("numpy", "pandas", "sklearn", *(name.split(".")[0] for name in PEERS[case.method].imports))
     )
@@ -198,10 +199,8 @@ def describe(case: Case, truth: pd.DataFrame, observed: np.ndarray) -> dict:
         "split": TABLES[case.table].split,
         "rows": truth.shape[0],
         "columns": truth.shape[1],
-        "numeric_columns": len(numeric_columns(truth)),
         "hidden": int((~observed).sum()),
-        "realised_rate": float((~observed).mean()),
-        "holes": hashlib.sha1(np.packbits(observed).tobytes()).hexdigest()[:12],
+        "mask": hashlib.sha1(np.packbits(observed).tobytes()).hexdigest()[:12],
         "cores": joblib.effective_n_jobs(None),
         "versions": {"python": platform.python_version()} | versions,
     }
@@ -214,7 +213,7 @@ def judge(truth: pd.DataFrame, completed: pd.DataFrame, observed: np.ndarray, ta
 
 
 def judge_draws(truth: pd.DataFrame, drawn: list[pd.DataFrame], observed: np.ndarray) -> dict:
-    """All of `scores.DRAW_METRICS`: coverage, width and CRPS of hidden numbers, distance of a draw from the truth."""
+    """All of `scores.DRAW_METRICS`: coverage, width and CRPS of hidden numbers."""
     draws = Draws(truth, drawn, observed)
     return {name: metric(draws) for name, metric in DRAW_METRICS.items()}
 
@@ -238,7 +237,7 @@ def run_cases(cases: list[Case], out: Path, jobs: int = 1, cores: int | None = N
 
 
 def compute(case: Case, cores: int | None = None) -> dict:
-    """The line of a case. One failing method must not end the run: its line says why, and the log where."""
+    """Compute the line of a case. One failing method must not end the run: its line says why, and the log where."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a package says of its own imports
@@ -251,7 +250,7 @@ def compute(case: Case, cores: int | None = None) -> dict:
         hint = f"{case.method} needs the package {error.name}: pip install 'vaeimpute[benchmarks]', or see the README."
         return case.key() | {"error": hint}
     except Exception as error:
-        click.echo(traceback.format_exc(), err=True)
+        logger.exception("%s failed on %s.", case.method, case.table)
         return case.key() | {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -276,7 +275,7 @@ def _in_processes(todo: list[Case], jobs: int, cores: int | None) -> Iterator[di
 
 
 def read_lines(file: Path) -> list[dict]:
-    """The finished lines of a results file, oldest first."""
+    """Finished lines of a results file, oldest first."""
     if not file.exists():
         return []
     lines = file.read_text().splitlines(keepends=True)
@@ -298,8 +297,8 @@ def append_line(file: Path, line: dict) -> None:
         os.fsync(stream.fileno())
 
 
-def _plain(x):
-    """What JSON can hold: rounded floats, None for NaN and infinity."""
+def _plain(x: object) -> object:
+    """Give what JSON can hold: rounded floats, None for NaN and infinity."""
     if isinstance(x, dict):
         return {str(name): _plain(value) for name, value in x.items()}
     if isinstance(x, float):
@@ -361,10 +360,10 @@ def _cases(grids: tuple[Grid, ...], max_rows: int | None, params: dict) -> list[
     return sorted(cases.values(), key=lambda case: sizes[case.table])
 
 
-def _listed(known, convert: Callable = str):
-    """A click callback: "a,b" -> ("a", "b"), each in ``known`` if that is given."""
+def _listed(known: Collection[str] | None, convert: Callable[[str], object] = str) -> Callable[..., tuple | None]:
+    """Click callback: "a,b" -> ("a", "b"), each in ``known`` if that is given."""
 
-    def parse(context, parameter, value):
+    def parse(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple | None:
         if value is None:
             return None
         items = tuple(convert(item.strip()) for item in value.split(","))
@@ -375,8 +374,8 @@ def _listed(known, convert: Callable = str):
     return parse
 
 
-def _setting(context, parameter, values) -> dict:
-    """``name=value`` pairs; a value is read as JSON where it is JSON, as text otherwise."""
+def _setting(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict:
+    """Read ``name=value`` pairs; a value is read as JSON where it is JSON, as text otherwise."""
     settings = {}
     for pair in values:
         name, _, text = pair.partition("=")
@@ -391,9 +390,10 @@ _OWN = {"anomaly": "benchmarks.anomaly", "images": "benchmarks.images"}  # tasks
 
 
 class _Routed(click.Command):
-    """The rest of a line with ``--task anomaly`` or ``--task images`` goes to the module that knows that task."""
+    """Command whose line with ``--task anomaly`` or ``--task images`` goes to the module that knows that task."""
 
-    def main(self, args=None, *rest, **extra):
+    def main(self, args: Sequence[str] | None = None, *rest: object, **extra: object) -> object:
+        """Run this command or that of the task."""
         line = " ".join(sys.argv[1:] if args is None else args).replace("--task=", "--task ")
         for task, module in _OWN.items():
             if f"--task {task}" in line:
@@ -402,11 +402,7 @@ class _Routed(click.Command):
         return super().main(args, *rest, **extra)
 
 
-@click.command(
-    cls=_Routed,
-    help="Compare imputation methods; append one JSON line per result to a file. --task anomaly: outliers; --task "
-    "images: pixels.",
-)
+@click.command(cls=_Routed)
 @click.option("--suite", type=click.Choice(list(SUITES)), default="quick", show_default=True)
 @click.option("--task", type=click.Choice(list(TASKS)), help="Replaces the suite's.")
 @click.option("--tables", callback=_listed(TABLES), help="Comma-separated; replaces the suite's.")
@@ -420,7 +416,20 @@ class _Routed(click.Command):
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cases to work on at a time.")
 @click.option("--cores", type=int, help="Cores for each case. Default: all, divided by --jobs.")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: benchmarks/results/<suite>.jsonl.")
-def main(suite, max_rows, params, jobs, cores, out, **replaced) -> None:
+def main(
+    *,
+    suite: str,
+    max_rows: int | None,
+    params: dict,
+    jobs: int,
+    cores: int | None,
+    out: Path | None,
+    **replaced: object,
+) -> None:
+    """Compare imputation methods; append one JSON line per result to a file.
+
+    --task anomaly compares outlier detectors, --task images methods on images, with options of their own.
+    """
     given = {name: value for name, value in replaced.items() if value is not None}
     grids = tuple(replace(grid, **given) for grid in SUITES[suite])
     cores = cores or max(1, joblib.cpu_count() // jobs)

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
 from benchmarks.datasets import codes, numeric_columns
@@ -32,16 +33,17 @@ class Completion:
 
     @cached_property
     def is_number(self) -> np.ndarray:
+        """Which columns hold numbers (D,)."""
         return self.truth.columns.isin(numeric_columns(self.truth))
 
     @cached_property
     def numbers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Truth, answer and hidden of the number columns, as `vaeimpute.metrics` takes them."""
+        """Truth, completed and hidden of the number columns, as `vaeimpute.metrics` takes them."""
         return self._cells(self.is_number)
 
     @cached_property
     def classes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same of the class columns, as codes."""
+        """`numbers` of the class columns, as codes."""
         return self._cells(~self.is_number)
 
     @cached_property
@@ -53,6 +55,7 @@ class Completion:
         return codes(self.truth)[:, chosen], codes(self.completed)[:, chosen], ~self.observed[:, chosen]
 
     def by_column(self, chosen: np.ndarray, values: np.ndarray) -> dict[str, float]:
+        """Values by the names of the chosen columns."""
         return dict(zip(self.truth.columns[chosen], values.tolist(), strict=True))
 
 
@@ -75,14 +78,14 @@ class Draws:
 
     @property
     def levels(self) -> list[float]:
-        """Those `LEVELS` whose interval ends inside the draws."""
+        """`LEVELS` whose interval ends inside the draws."""
         return [level for level in LEVELS if (len(self.drawn) + 1) * (1 - level) / 2 >= 1 - 1e-9]
 
 
 def balanced_accuracy(c: Completion) -> float:
     """Mean over the class columns with hidden cells."""
-    truth, answer, hidden = (part.T for part in c.classes)
-    return _nanmean([metrics.balanced_accuracy(t[h], a[h]) for t, a, h in zip(truth, answer, hidden, strict=True)])
+    columns = zip(*(part.T for part in c.classes), strict=True)
+    return _nanmean([metrics.balanced_accuracy(truth[h], completed[h]) for truth, completed, h in columns])
 
 
 def downstream(c: Completion) -> float:
@@ -102,7 +105,7 @@ def downstream(c: Completion) -> float:
 
 
 def downstream_of_truth(c: Completion) -> float:
-    """`downstream` without any hole: what there was to keep."""
+    """`downstream` of the complete table: what there was to keep."""
     return downstream(Completion(c.truth, c.truth, c.observed, c.target))
 
 
@@ -112,7 +115,6 @@ METRICS: dict[str, Callable[[Completion], float | dict[str, float]]] = {
     "class_error": lambda c: metrics.category_error(*c.classes),
     "balanced_accuracy": balanced_accuracy,
     "nrmse_columns": lambda c: c.by_column(c.is_number, metrics.column_nrmse(*c.numbers)),
-    "nmae_columns": lambda c: c.by_column(c.is_number, metrics.column_nmae(*c.numbers)),
     "class_error_columns": lambda c: c.by_column(~c.is_number, metrics.column_category_error(*c.classes)),
     "energy_distance": lambda c: metrics.energy_distance(*c.rows),
     "sliced_wasserstein": lambda c: metrics.sliced_wasserstein(*c.rows),
@@ -124,15 +126,14 @@ DRAW_METRICS: dict[str, Callable[[Draws], float | dict[str, float]]] = {
     "crps": lambda d: _nanmean(metrics.crps_from_draws(*d.cells)),
     "coverage": lambda d: {str(level): metrics.interval_coverage(*d.cells, level) for level in d.levels},
     "width": lambda d: {str(level): metrics.interval_width(d.cells[1], level) for level in d.levels},
-    "draw_energy_distance": lambda d: metrics.energy_distance(
-        standardised_rows(d.drawn[0], d.truth), standardised_rows(d.truth, d.truth)
-    ),
 }
 
 
 def standardised_rows(frame: pd.DataFrame, truth: pd.DataFrame, limit: int = 2000) -> np.ndarray:
-    """The first ``limit`` rows: numbers in units of the true sd, classes as indicators 1/sqrt(2) (so that two
-    different classes are one unit apart)."""
+    """First ``limit`` rows on one scale.
+
+    Numbers are in units of the true sd, classes indicators 1/sqrt(2), so that two different ones are one unit apart.
+    """
     frame, numbers = frame.head(limit), set(numeric_columns(truth))
     blocks = [
         frame[[name]].to_numpy(dtype=float) / (truth[name].std(ddof=0) or 1.0)
@@ -143,6 +144,6 @@ def standardised_rows(frame: pd.DataFrame, truth: pd.DataFrame, limit: int = 200
     return np.column_stack(blocks)
 
 
-def _nanmean(values) -> float:
+def _nanmean(values: ArrayLike) -> float:
     values = np.asarray(values, dtype=float)
     return float(values[~np.isnan(values)].mean()) if (~np.isnan(values)).any() else float("nan")

@@ -3,8 +3,8 @@
     python -m benchmarks.speed --rows 1000,10000,100000,1000000 --columns 5,50,500 --limit 600
     python -m benchmarks.speed --methods knn,vaeimpute --rows 1000,10000 --columns 20
 
-Every point runs in a process of its own, so that its peak memory is its own; a method that passes the limit is not
-asked for larger tables. Lines already in the output file are not computed again. The table is made: 20% of the cells of
+Every point runs in a process of its own, so that its peak memory is its own; a method that passes the limit gets no
+larger tables. Lines already in the output file are not computed again. The table is made: 20% of the cells of
 a smooth nonlinear function of four hidden numbers, plus noise, are missing completely at random.
 """
 
@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, Peer
 from benchmarks.run import RESULTS, append_line, peak_mb, read_lines
 
 __all__ = ["growth", "made_table", "measure", "speed_tables"]
@@ -37,7 +37,7 @@ METHODS = ("knn", "mice", "missforest", "vaeimpute")
 
 
 def made_table(rows: int, columns: int) -> pd.DataFrame:
-    """The table of every point, 20% of it missing; the first rows and columns of a larger one are not the smaller."""
+    """Table of every point, 20% of it missing; the first rows and columns of a larger one are not the smaller."""
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((rows, 4))
     X = np.tanh(hidden @ rng.standard_normal((4, columns))) + hidden @ rng.standard_normal((4, columns)) / 4
@@ -46,14 +46,13 @@ def made_table(rows: int, columns: int) -> pd.DataFrame:
     return pd.DataFrame(X, columns=[f"x{j}" for j in range(columns)])
 
 
-def measure(method: str, rows: int, columns: int, device: str = "cpu", cores: int = 1, share: bool = False) -> dict:
-    """Fit and transform one table in this process; ``share``: count what the fit multiplied, too (a second fit)."""
+def measure(method: str, rows: int, columns: int, device: str = "cpu", cores: int = 1, *, flops: bool = False) -> dict:
+    """Fit and transform one table in this process; ``flops``: count what the fit multiplied, too (a second fit)."""
     key = dict(zip(KEY, (method, rows, columns, device, cores), strict=True))
     peer, X = PEERS[method], made_table(rows, columns)
     params = {"device": device} if method == "vaeimpute" else {}
     for module in peer.imports:
         importlib.import_module(module)
-    before = peak_mb()
     with joblib.parallel_config(n_jobs=cores), threadpool_limits(cores):
         start = time.perf_counter()
         if peer.fit is None:  # completes a table in one go: no transform to time
@@ -64,8 +63,8 @@ def measure(method: str, rows: int, columns: int, device: str = "cpu", cores: in
             middle = time.perf_counter()
             transform(X)
             times = {"fit_seconds": middle - start, "transform_seconds": time.perf_counter() - middle}
-        line = {"task": "speed"} | key | times | {"peak_mb": peak_mb(), "before_mb": before}
-        return line | (_share(peer, X, params, device, times["fit_seconds"]) if share else {})
+        line = {"task": "speed"} | key | times | {"peak_mb": peak_mb()}
+        return line | (_matmul_share(peer, X, params, device, times["fit_seconds"]) if flops else {})
 
 
 def growth(sizes: list[float], values: list[float]) -> float:
@@ -90,7 +89,7 @@ def speed_tables(lines: list[dict]) -> dict[str, pd.DataFrame]:
     frame["who"] = frame["method"] + np.where(frame["device"] == "cpu", "", " on " + frame["device"])
     cores = "/".join(str(n) for n in sorted(frame["cores"].unique()))
     frame["seconds"] = frame["fit_seconds"] + frame["transform_seconds"].fillna(0.0)
-    answer: dict[str, pd.DataFrame] = {}
+    made: dict[str, pd.DataFrame] = {}
     exponents: dict[str, dict[str, float]] = {}
     for axis, other in (("rows", "columns"), ("columns", "rows")):
         fixed = frame.groupby(other)[axis].nunique().idxmax()
@@ -103,22 +102,22 @@ def speed_tables(lines: list[dict]) -> dict[str, pd.DataFrame]:
         for who in reasons:
             cells = shown[f"{who}, s"].map(lambda x: "" if pd.isna(x) else f"{x:.3g}")
             shown[f"{who}, s"] = cells.mask(reasons[who].notna(), reasons[who])
-        answer[f"Speed: fit and transform against {axis}, {fixed} {other}, {cores} cores"] = shown
+        made[f"Speed: fit and transform against {axis}, {fixed} {other}, {cores} cores"] = shown
         for who, done in part[part["error"].isna()].groupby("who"):
             large = done[done[axis] >= (10_000 if axis == "rows" else 0)]
             exponents.setdefault(who, {})[f"exponent in {axis}" + (" (from 10,000)" if axis == "rows" else "")] = (
                 growth(large[axis].tolist(), large["seconds"].tolist())
             )
     if exponents:
-        answer["Speed: growth of time, exponents of a power law"] = pd.DataFrame(exponents).T.rename_axis("method")
+        made["Speed: growth of time, exponents of a power law"] = pd.DataFrame(exponents).T.rename_axis("method")
     shares = frame.dropna(subset="matmul_share").set_index("who")
     if len(shares):
         names = ["rows", "columns", "fit_seconds", "fit_gflop", "machine_gflops", "matmul_share"]
-        answer["Speed: share of the machine's matrix-product rate that a fit reaches"] = shares[names]
-    return answer
+        made["Speed: share of the machine's matrix-product rate that a fit reaches"] = shares[names]
+    return made
 
 
-def _share(peer, X: pd.DataFrame, params: dict, device: str, seconds: float) -> dict:
+def _matmul_share(peer: Peer, X: pd.DataFrame, params: dict, device: str, seconds: float) -> dict[str, float]:
     """Matrix products of the same fit, counted, over its seconds and what this machine can do at 2048 x 2048."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -135,7 +134,14 @@ def _share(peer, X: pd.DataFrame, params: dict, device: str, seconds: float) -> 
     return {"fit_gflop": done, "machine_gflops": rate, "matmul_share": done / seconds / rate}
 
 
-def _points(methods, rows, columns, middle_rows: int, middle_columns: int, devices) -> Iterator[list[dict]]:
+def _points(
+    methods: Sequence[str],
+    rows: Sequence[int],
+    columns: Sequence[int],
+    middle_rows: int,
+    middle_columns: int,
+    devices: Sequence[str],
+) -> Iterator[list[dict]]:
     """One list of points per curve, smallest first."""
     for device in devices:
         for method in methods:
@@ -146,7 +152,7 @@ def _points(methods, rows, columns, middle_rows: int, middle_columns: int, devic
 
 
 def _run_point(point: dict, limit: float) -> dict:
-    """The point's line, from a process of its own, which ends at the limit."""
+    """Line of a point, from a process of its own, which ends at the limit."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(point["cores"]))
     command = [sys.executable, "-m", "benchmarks.speed", "--point", json.dumps(point)]
     failed = {"task": "speed"} | {name: point[name] for name in KEY}
@@ -160,7 +166,7 @@ def _run_point(point: dict, limit: float) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _numbers(context, parameter, value: str) -> tuple[int, ...]:
+def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
     return tuple(int(float(part)) for part in value.split(","))
 
 
@@ -170,7 +176,7 @@ def _devices() -> list[str]:
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-@click.command(help="Time methods against rows and columns; append one JSON line per point to a file.")
+@click.command()
 @click.option("--methods", default=",".join(METHODS), show_default=True)
 @click.option("--rows", default=",".join(map(str, ROWS)), callback=_numbers, show_default=True)
 @click.option("--columns", default=",".join(map(str, COLUMNS)), callback=_numbers, show_default=True)
@@ -180,7 +186,18 @@ def _devices() -> list[str]:
 @click.option("--cores", type=int, help="Default: all.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "speed.jsonl", show_default=False)
 @click.option("--point", hidden=True)
-def main(methods, rows, columns, middle_rows, middle_columns, limit, cores, out, point) -> None:
+def main(
+    methods: str,
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
+    middle_rows: int,
+    middle_columns: int,
+    limit: float,
+    cores: int | None,
+    out: Path,
+    point: str | None,
+) -> None:
+    """Time methods against rows and columns; append one JSON line per point to a file."""
     if point is not None:
         click.echo(json.dumps(measure(**json.loads(point))))
         return
@@ -194,7 +211,7 @@ def main(methods, rows, columns, middle_rows, middle_columns, limit, cores, out,
             point["cores"] = cores
             key = tuple(point[name] for name in KEY)
             if key not in done:
-                point["share"] = point["method"] == "vaeimpute" and key[1:3] == (middle_rows, middle_columns)
+                point["flops"] = point["method"] == "vaeimpute" and key[1:3] == (middle_rows, middle_columns)
                 done[key] = _run_point(point, limit)
                 append_line(out, done[key])
             click.echo(json.dumps(done[key]), err=True)
