@@ -91,12 +91,16 @@ def to_state(modules: Mapping[str, Fitted]) -> tuple[dict[str, torch.Tensor], di
         if id(module) in known:
             return {"same": known[id(module)]}
         known[id(module)] = path
+        unknown = []
         for owner, inner, name in module._own_tensors():
-            tensor = getattr(owner, name)
-            if tensor is not None:
-                tensors[".".join(filter(None, (path, inner, name)))] = tensor.detach().cpu()
+            key, tensor = ".".join(filter(None, (path, inner, name))), getattr(owner, name)
+            if tensor is None:
+                unknown.append(key)
+            else:
+                tensors[key] = tensor.detach().cpu()
         parts = {name: described(part, f"{path}.{name}") for name, part in module._fitted_parts().items()}
-        return {"class": type(module).__name__, "config": module.config(), "parts": parts}
+        about = {"class": type(module).__name__, "config": module.config(), "parts": parts}
+        return about | ({"unknown": unknown} if unknown else {})
 
     return tensors, {name: described(module, name) for name, module in modules.items()}
 
@@ -138,7 +142,7 @@ def from_state(
                 child.to(device, floating)
         for owner, inner, name in list(module._own_tensors()):
             key = ".".join(filter(None, (path, inner, name)))
-            if key not in own and getattr(owner, name) is None:
+            if key in about.get("unknown", ()):
                 continue
             value = own.pop(key).to(device)
             if name not in owner._parameters:

@@ -239,3 +239,20 @@ def test_cell_calibration_keeps_shape_and_precision_and_comes_back():
 
 def test_without_reference_cells_nothing_is_known():
     assert CellCalibration.fit(np.empty(0)).surprisal(torch.tensor([0.0])).isfinite().all()
+
+
+def test_where_all_share_the_highest_score_surprisal_stays_in_proportion():
+    """There is no tail to learn a scale from; a score one nat higher is one nat more surprising, not 1e12."""
+    calibration = CellCalibration.fit(np.zeros(100))
+    low, high = calibration.surprisal(torch.tensor([1.0, 3.0])).tolist()
+    assert high - low == pytest.approx(2)
+    nll, observed = np.full(100, 2.0), np.ones((100, 3), dtype=bool)
+    rows = RowCalibration.fit(nll[None], observed, np.zeros(100, dtype=int))
+    assert rows.surprisal(rows.combined(np.full((1, 1, 1), 10.0), observed[:1]), observed[:1])[0] < 1e5
+
+
+@given(st.floats(0, 20))
+def test_cells_do_not_get_more_surprising_than_less_likely(more):
+    calibration = CellCalibration.fit(np.random.default_rng(0).normal(size=1000))
+    low, high = calibration.surprisal(torch.tensor([3.0, 3.0 + more], dtype=torch.float64)).tolist()
+    assert high - low <= more + 1e-9

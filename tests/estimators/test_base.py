@@ -1,5 +1,6 @@
 """What both estimators share: scores with one meaning, a likelihood that meets the truth, one look at each column."""
 
+import inspect
 from collections import Counter
 
 import numpy as np
@@ -164,3 +165,31 @@ def test_draws_and_medians_read_each_column_once(options, looks):
 def test_a_robust_fit_reads_each_column_once(looks):
     few_steps(VAEOutlierDetector, contamination=0.1).fit(frame())
     assert looks == dict.fromkeys(frame(), 1)
+
+
+@pytest.mark.parametrize("make", ESTIMATORS)
+def test_warnings_of_a_fit_point_at_the_line_that_called_it(make):
+    X = np.column_stack([np.arange(20.0), np.full(20, np.nan), np.arange(20.0)[::-1]])
+
+    def user():
+        return few_steps(make).fit(X), inspect.currentframe().f_lineno
+
+    with pytest.warns(UserWarning, match="without any observed value") as caught:
+        _, line = user()
+    assert (caught[0].filename, caught[0].lineno) == (__file__, line)
+
+
+@pytest.mark.parametrize("make", ESTIMATORS)
+def test_the_former_name_of_has_missing_warns(make):
+    fitted = few_steps(make).fit(np.column_stack([np.arange(20.0), np.arange(20.0)]))
+    with pytest.warns(FutureWarning, match="had_holes_ is now has_missing_"):
+        assert (fitted.had_holes_ == fitted.has_missing_).all()
+    assert not hasattr(make(), "had_holes_")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_gross_errors_too_so_many_training_rows_are_flagged_as_asked_for(seed):
+    X = np.random.default_rng(seed).normal(size=(101, 3))
+    X[0, 0] = 1e3
+    detector = VAEOutlierDetector(contamination=0.1, dtype="float64", random_state=seed).fit(X)
+    assert (detector.predict(X) == -1).sum() == 10

@@ -66,7 +66,7 @@ def linear():
 @pytest.fixture(scope="module")
 def trained():
     """With networks that have learnt something."""
-    trained = imputer(max_iter=60).fit(curved())
+    trained = imputer(max_iter=80).fit(curved())
     assert min(record["relative_error"] for record in trained.history_) < 0.95
     return trained
 
@@ -176,7 +176,7 @@ def test_same_seed_same_result():
 
 
 def test_same_seed_same_result_with_networks(trained):
-    again, X = imputer(max_iter=60).fit(curved()), curved(20, seed=1)
+    again, X = imputer(max_iter=80).fit(curved()), curved(20, seed=1)
     np.testing.assert_array_equal(again.transform(X), trained.transform(X))
     np.testing.assert_array_equal(again.log_likelihood(X), trained.log_likelihood(X))
 

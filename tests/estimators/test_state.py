@@ -209,3 +209,21 @@ def test_pickle_holds_arrays_instead_of_tensors(fitted):
             return super().find_class(module, name)
 
     NoTensors(io.BytesIO(pickle.dumps(fitted[0]))).load()
+
+
+def test_a_pickle_of_another_version_says_to_fit_again():
+    state = pickle.loads(pickle.dumps(VAEImputer(random_state=0).fit(correlated()))).__getstate__()
+    del state["_fitted"]["format_version"]  # as before there was one
+    with pytest.raises(ValueError, match="another version of vaeimpute"):
+        VAEImputer.__new__(VAEImputer).__setstate__(state)
+
+
+@pytest.mark.parametrize("name", ["density_.baseline", "density_.row_calibration.weight", "density_.ensemble.joint.W"])
+def test_a_file_that_lacks_a_tensor_is_refused(name, tmp_path):
+    path = tmp_path / "model.safetensors"
+    VAEImputer(random_state=0).fit(correlated()).save(path)
+    tensors, header = persistence.load(path)
+    del tensors[name]
+    persistence.save(path, tensors, header)
+    with pytest.raises(ValueError, match="does not fit this version of vaeimpute"):
+        VAEImputer.load(path)

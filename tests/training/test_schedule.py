@@ -31,15 +31,15 @@ def test_no_rate_is_above_the_peak_or_negative(n_steps, peak):
 
 @given(st.lists(steps, min_size=1, max_size=3), st.integers(1, 3000))
 def test_shortened_schedules_have_no_more_steps_than_allowed(lengths, max_iter):
-    schedules = [Schedule(n, 32, 1e-3) for n in lengths]
-    short = shortened(schedules, max_iter)
-    total = sum(s.steps for s in short)
-    assert total <= max_iter
-    assert all(new.steps <= old.steps for new, old in zip(short, schedules, strict=True))
-    if sum(lengths) <= max_iter:
-        assert short == schedules
-    else:  # each stage keeps its share, up to the step that rounding costs it
-        assert total > max_iter - len(lengths)
+    for refit in (0.0, 0.3):
+        schedules = [Schedule(n, 32, 1e-3, refit=refit) for n in lengths]
+        short = shortened(schedules, max_iter)
+        assert sum(s.steps for s in short) + short[-1].for_refit(short[-1].steps).steps <= max_iter
+        assert all(new.steps <= old.steps for new, old in zip(short, schedules, strict=True))
+        if sum(lengths) + int(refit * lengths[-1]) <= max_iter:
+            assert short == schedules
+        elif not refit:  # each stage keeps its share, up to the step that rounding costs it
+            assert sum(s.steps for s in short) > max_iter - len(lengths)
     assert shortened(schedules, None) == schedules
 
 

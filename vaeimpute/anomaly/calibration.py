@@ -15,19 +15,23 @@ from torch import Tensor
 from vaeimpute.persistence import Fitted
 
 _BODY = 0.95  # quantile up to which a tail is counted; an exponential carries it on
+_NARROWEST = 0.01  # scale of that tail at least, in standard deviations of the reference
+_SMALLEST_SCALE = 1e-3  # of a score, in units of its size: a score that never varies says nothing finer
 _STEPS = (0.3, 0.5, 0.7, 0.9)  # shares of observed cells between which rows are compared
 _MIN_GROUP = 100
 _INLIERS = 0.97  # share of the rows that shape the calibration by mask
 _QUANTILES = 4096  # of the reference cells' scores: more tell no more of a tail
 
 
-def surprisal(reference: NDArray, scores: NDArray) -> NDArray:
+def surprisal(reference: NDArray, scores: NDArray, narrowest: float = 0.0) -> NDArray:
     """``-log P(a reference score is at least as high)``: counted, and exponential above the reference's 95% quantile.
 
     Parameters
     ----------
     reference : ndarray of shape (N,)
     scores : ndarray of any shape
+    narrowest : float, default=0.0
+        Smallest scale of the exponential, in units of the scores.
 
     Returns
     -------
@@ -46,7 +50,9 @@ def surprisal(reference: NDArray, scores: NDArray) -> NDArray:
     excess = (reference[reference > high] - high).mean() if (reference > high).any() else 0.0
     start = -np.log1p(-np.interp(high, values, below))
     body = -np.log1p(-np.interp(scores, values, below))
-    return np.where(scores <= high, body, start + (scores - high) / max(excess, 1e-12))
+    # where many share the highest score there is no excess: as far beyond as the reference is wide is still one nat
+    scale = max(excess, _NARROWEST * float(reference.std())) or 1.0
+    return np.where(scores <= high, body, start + (scores - high) / max(scale, narrowest))
 
 
 def baseline_nll(log_px: NDArray, observed: NDArray) -> NDArray:
@@ -89,12 +95,12 @@ class MaskCalibration:
         bits = observed.astype(float)
         location = Ridge(1.0).fit(bits, score)
         squares = (score - location.predict(bits)) ** 2
-        average = max(float(squares.mean()), 1e-12)  # the solver wants targets of ordinary size
+        average = max(float(squares.mean()), 1e-12)  # the solver wants targets of usual size
         variance = Ridge(1.0, positive=True).fit(bits, squares / average)
         return cls(
             np.append(location.coef_, location.intercept_),
             average * np.append(variance.coef_, variance.intercept_),
-            0.01 * average,
+            max(0.01 * average, (_SMALLEST_SCALE * (1 + float(np.abs(score).mean()))) ** 2),
         )
 
     @classmethod
@@ -250,8 +256,11 @@ class CellCalibration(Fitted):
         return cls(reference=torch.as_tensor(ordered[places]))
 
     def surprisal(self, scores: Tensor) -> Tensor:
-        """``-log P(a reference cell scores at least as high)``, of the shape of `scores`, in nats."""
-        return torch.as_tensor(surprisal(_array(self.reference), _array(scores))).to(scores)
+        """``-log P(a reference cell scores at least as high)``, of the shape of `scores`, in nats.
+
+        Scores are in nats themselves: the surprisal does not grow faster than they do.
+        """
+        return torch.as_tensor(surprisal(_array(self.reference), _array(scores), narrowest=1.0)).to(scores)
 
 
 def _group(observed: NDArray) -> NDArray:

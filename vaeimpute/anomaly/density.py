@@ -25,7 +25,7 @@ class CellPredictions(NamedTuple):
     scores : Tensor
         Scores of the cells that are there, which compare between columns: higher is more anomalous.
     log_odds : Tensor
-        Log-odds that they are wrong, in nats.
+        Log-odds that they are wrong, in nats, or what stands for them: above zero they are taken to be.
     """
 
     expected: Tensor

@@ -228,7 +228,9 @@ def _detector(model: Path | None, frame: pd.DataFrame, seed: int) -> VAEImputer 
         return _fitted(VAEOutlierDetector(robust=True, random_state=seed), frame)
     try:
         return VAEOutlierDetector.load(model)
-    except ValueError:  # it holds the other class, or is no model, which the other class says as well
+    except ValueError as error:
+        if f"holds a {VAEImputer.__name__}" not in str(error):
+            raise
         return VAEImputer.load(model)
 
 

@@ -61,6 +61,13 @@ class BaseVAE(BaseEstimator, ABC):
         """Whether the training rows are not to be trusted."""
         return False
 
+    @property
+    def had_holes_(self) -> NDArray[np.bool_]:
+        """The former name of `has_missing_`."""
+        has_missing = self.has_missing_  # before the warning: an estimator that is not fitted has neither
+        warnings.warn("had_holes_ is now has_missing_; it goes with version 0.3.", FutureWarning, stacklevel=2)
+        return has_missing
+
     def _fit(self, X: Any) -> None:
         """Learn on a clone, and take over what it learnt once all is done."""
         self._validate_params()
@@ -328,10 +335,14 @@ class BaseVAE(BaseEstimator, ABC):
         attributes = learned(self)
         tensors, header = learned_state(attributes)
         others = {key: value for key, value in state.items() if key not in attributes}
-        return others | {"_fitted": {"tensors": tensors, "header": header}}
+        fitted = {"tensors": tensors, "header": header, "format_version": persistence.FORMAT_VERSION}
+        return others | {"_fitted": fitted}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__({key: value for key, value in state.items() if key != "_fitted"})
         if "_fitted" in state:
+            fitted = dict(state["_fitted"])
+            if fitted.pop("format_version", None) != persistence.FORMAT_VERSION:
+                raise ValueError("This pickle was made by another version of vaeimpute. Fit and pickle again.")
             here = resolve_device(self.device, or_cpu=True)
-            self.__dict__.update(from_learned_state(**state["_fitted"], domain=self._domain, device=here))
+            self.__dict__.update(from_learned_state(**fitted, domain=self._domain, device=here))

@@ -302,7 +302,7 @@ class VAEOutlierDetector(OutlierMixin, BaseVAE):
         threshold : float, default=0.0
             Cells are replaced whose log-odds of being wrong are above it, in nats: 0 where they are likelier wrong than
             not, -inf for all cells. Wrong cells are taken to be one in twenty, and to hold another row's value, or
-            anything.
+            anything. Pixels of images have no such odds: 0 is where they are five nats less likely than normal ones.
 
         Returns
         -------

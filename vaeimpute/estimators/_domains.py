@@ -33,7 +33,7 @@ from vaeimpute.tables.models import ConditionalVAE, JointVAE
 from vaeimpute.vae.inference import Ensemble
 
 _MANY, _UNLIKE = 50, 0.8  # values of a column of classes, and the share of different ones that makes it an identifier
-_STACKLEVEL = 6  # of a warning, from here to the caller of `fit`
+_STACKLEVEL = 5  # of a warning, from here to the caller of `fit`
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,10 @@ def domain_of(estimator: Any) -> Domain:
 def _fit_table_encoder(estimator: Any, X: Any, seed: int, *, robust: bool) -> tuple[TableEncoder, Encoded]:
     if isinstance(estimator.kinds, str):
         raise ValueError(f"kinds must be a dict of column name to kind, got {estimator.kinds!r}.")
-    encoder, encoded = TableEncoder.fit_encode(X, kinds=estimator.kinds, missing_values=estimator.missing_values)
+    options: dict[str, Any] = {"kinds": estimator.kinds, "missing_values": estimator.missing_values}
+    encoder, encoded = TableEncoder.fit_encode(X, robust=robust, **options)
     _report_poor(encoder.schema.columns)
-    return encoder.robust(encoded) if robust else (encoder, encoded)
+    return encoder, encoded
 
 
 def _report_poor(columns: tuple[Column, ...]) -> None:

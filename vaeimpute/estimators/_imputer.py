@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -57,8 +56,8 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
     time_budget : float, default=None
         Seconds after which training stops at the best so far.
     max_iter : int, default=None
-        Largest number of training steps of each of the two models. A fit that it ends is the same on every machine,
-        which one that `time_budget` ends is not. None takes as many as the size of the table asks for.
+        Largest number of training steps of each of the two models. A fit that it ends does not depend on how fast the
+        machine is, as one that `time_budget` ends does. None takes as many as the size of the table asks for.
     dtype : {"float32", "float64"}, default="float32"
         Precision of the networks.
     device : str, default="auto"
@@ -285,12 +284,6 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         check_is_fitted(self)
         names = check_feature_names_in(self, input_features)
         return np.asarray([*names[self._kept()], *self._indicator_names()], dtype=object)
-
-    @property
-    def had_holes_(self) -> NDArray[np.bool_]:
-        """The former name of `has_missing_`."""
-        warnings.warn("had_holes_ is now has_missing_; it goes with version 0.3.", FutureWarning, stacklevel=2)
-        return self.has_missing_
 
     def _learn(self, data: Any, seed: int) -> FittedModels:
         options: dict[str, Any] = {"seed": seed, "dtype": getattr(torch, self.dtype)}

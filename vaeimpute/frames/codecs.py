@@ -12,7 +12,7 @@ from vaeimpute.frames.cells import Cells
 from vaeimpute.frames.dtypes import dtype_family, label
 from vaeimpute.frames.schema import Column, Kind
 
-__all__ = ["CODECS", "FARTHEST", "Codec", "can_hold", "was"]
+__all__ = ["CODECS", "Codec", "can_hold", "was"]
 
 FARTHEST = 1e6  # standard deviations; none of n training cells is farther than sqrt(n), so this only bounds new cells
 _FEW = 20  # cells; fewer say little of what lies beyond them

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vaeimpute.frames.cells import Cells, open_table, read_cells
-from vaeimpute.frames.codecs import CODECS, FARTHEST, can_hold, was
+from vaeimpute.frames.codecs import CODECS, can_hold, was
 from vaeimpute.frames.dtypes import (
     as_objects,
     dtype_family,
@@ -85,9 +85,14 @@ class TableEncoder:
 
     @classmethod
     def fit_encode(
-        cls, X: Any, *, kinds: Mapping[Any, str] | None = None, missing_values: Any = np.nan
+        cls,
+        X: Any,
+        *,
+        kinds: Mapping[Any, str] | None = None,
+        missing_values: Any = np.nan,
+        robust: bool = False,
     ) -> tuple["TableEncoder", Encoded]:
-        """The same, and the encoded table: its cells are read once."""
+        """The same, or its `robust` version, and the encoded table: its cells are read once."""
         frame, container = open_table(X)
         missing_values = None if pd.isna(missing_values) else label(missing_values)
         wanted = resolve_kinds(kinds, tuple(frame.columns))
@@ -97,6 +102,10 @@ class TableEncoder:
             kind = wanted.get(name, cells[-1].kind)
             columns.append(CODECS[kind].fit(cells[-1], kind))
         encoder = cls(Schema(tuple(columns), container), missing_values)
+        encoded = encoder._encoded(cells, len(frame))
+        if not robust:
+            return encoder, encoded
+        encoder = encoder.robust(encoded)
         return encoder, encoder._encoded(cells, len(frame))
 
     def encode(self, X: Any) -> Encoded:
@@ -215,7 +224,7 @@ class TableEncoder:
                 out[:, j] -= values[:, j] * column.scale + column.center
         return out
 
-    def robust(self, encoded: Encoded) -> tuple["TableEncoder", Encoded]:
+    def robust(self, encoded: Encoded) -> "TableEncoder":
         """The same for a table with gross errors: far cells have a bounded say in the scale of a column of numbers.
 
         They count as if they stood ten times the way between the 5% and the 95% quantile beyond these.
@@ -223,15 +232,9 @@ class TableEncoder:
         Parameters
         ----------
         encoded : Encoded
-            The training table.
-
-        Returns
-        -------
-        encoder : TableEncoder
-        encoded : Encoded
-            The table by this encoder.
+            The training table, by this encoder.
         """
-        values, observed = encoded.values.copy(), encoded.observed
+        values, observed, _ = encoded
         columns = list(self.schema.columns)
         for j in np.flatnonzero(self.is_numeric & observed.any(0)):
             cells, column = values[observed[:, j], j], columns[j]
@@ -239,14 +242,12 @@ class TableEncoder:
             near = np.clip(cells, low - _FAR * (high - low), high + _FAR * (high - low))
             if high > low and (near != cells).any():
                 mean, deviation = near.mean(), near.std()
-                values[observed[:, j], j] = np.clip((cells - mean) / deviation, -FARTHEST, FARTHEST)
                 moved = float(mean * column.scale)
                 columns[j] = replace(column, center=column.center + moved, scale=float(deviation * column.scale))
                 if column.kind is Kind.DATETIME:  # the range of times is counted from their center
                     low, high = column.minimum - moved, column.maximum - moved
                     columns[j] = replace(columns[j], minimum=low, maximum=high)
-        encoder = replace(self, schema=replace(self.schema, columns=tuple(columns)))
-        return encoder, encoded._replace(values=values)
+        return replace(self, schema=replace(self.schema, columns=tuple(columns)))
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain Python values, ready for `json.dumps`."""

@@ -43,7 +43,7 @@ def schedule(model: ImageVAE, n: int, effort: float) -> Schedule:
     cost = effort * _COST["cuda" if gpu else "cpu"][type(model)]
     affordable = cost / (batch_size * _operations(model.sizes))
     steps = int(max(_FEWEST_STEPS, min(affordable, effort * _PASSES * n / batch_size)))
-    return Schedule(steps, batch_size, 2e-3, patience=5, evaluate_every=max(50, steps // 10))
+    return Schedule(steps, batch_size, 2e-3, patience=5, refit=0.0, evaluate_every=max(50, steps // 10))
 
 
 def _operations(sizes: Sizes) -> float:

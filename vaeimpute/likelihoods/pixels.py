@@ -179,7 +179,7 @@ class Pixels(nn.Module):
     def training_log_prob(self, params: Tensor, values: Tensor) -> Tensor:
         """What the training of a conditional model maximises: the log-likelihood less the mean's squared error.
 
-        Sharp modes, black and white, rule the likelihood of 8-bit pixels; the mean, which fills a hole best, learns
+        Sharp modes, black and white, rule the likelihood of 8-bit pixels; the mean, which imputes a pixel best, learns
         faster when its own error counts too, at little cost to the likelihood.
         """
         split = self._split(params)

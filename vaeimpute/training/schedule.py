@@ -53,13 +53,15 @@ class Schedule:
 def shortened(schedules: Sequence[Schedule], max_iter: int | None) -> list[Schedule]:
     """Schedules of a model's stages that have no more than `max_iter` steps together, each stage its share of them.
 
+    The longest refit that may follow counts as well.
+
     Examples
     --------
     >>> long = [Schedule(steps=300, batch_size=64, learning_rate=0.1), Schedule(200, 128, 0.002)]
     >>> [schedule.steps for schedule in shortened(long, 100)]
-    [60, 40]
+    [53, 35]
     """
-    total = sum(schedule.steps for schedule in schedules)
+    total = sum(schedule.steps for schedule in schedules) + int(schedules[-1].refit * schedules[-1].steps)
     if max_iter is None or total <= max_iter:
         return list(schedules)
     return [replace(schedule, steps=schedule.steps * max_iter // total) for schedule in schedules]

@@ -21,7 +21,7 @@ class StackedLinear(nn.Module):
     ----------
     n_members, n_in, n_out : int
         Members, inputs and outputs.
-    generator : Generator, optional
+    init : Generator, optional
         Of PyTorch's own uniform start; without one, weights are zero.
 
     Shape
@@ -29,11 +29,11 @@ class StackedLinear(nn.Module):
     (M, ..., n_in) to (M, ..., n_out)
     """
 
-    def __init__(self, n_members: int, n_in: int, n_out: int, generator: Generator | None = None) -> None:
+    def __init__(self, n_members: int, n_in: int, n_out: int, init: Generator | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(n_members, n_in, n_out))
         self.bias = nn.Parameter(torch.zeros(n_members, 1, n_out))
-        start_uniform(self, n_in, generator)
+        start_uniform(self, n_in, init)
 
     def forward(self, x: Tensor) -> Tensor:
         shape, weight = x.shape, self.weight
@@ -67,7 +67,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 class ResidualMLP(nn.Module):
-    """M residual networks: FactorAnalysis, then ``depth`` times ``x + Dropout(FactorAnalysis(SiLU(LayerNorm x)))``.
+    """M residual networks: Linear, then ``depth`` times ``x + Dropout(Linear(SiLU(LayerNorm x)))``.
 
     Parameters
     ----------

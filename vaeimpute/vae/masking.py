@@ -1,4 +1,4 @@
-"""Which observed cells are hidden: afresh in every step of the training, and for good to be asked for later."""
+"""Which observed cells are hidden: afresh in every step of the training, and for good to be predicted later."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
+
+from vaeimpute.batching import row_slices
 
 _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # multipliers of SplitMix64 (Steele, Lea and Flood 2014)
 _STEP = 0x9E3779B97F4A7C15
@@ -52,7 +54,10 @@ class HeldOutCells:
         member = torch.arange(self.n_members, device=rows.device).view(-1, 1, 1)
         column = torch.arange(n_columns, device=rows.device)
         row = rows.expand(self.n_members, -1).unsqueeze(-1)
-        return _uniform(self.seed, member, row, column) < self.rate
+        out = torch.empty(*row.shape[:2], n_columns, dtype=torch.bool, device=rows.device)
+        for part in row_slices(row.shape[1], 4 * self.n_members * n_columns):
+            out[:, part] = _uniform(self.seed, member, row[:, part], column) < self.rate
+        return out
 
 
 def _uniform(seed: int, *keys: Tensor) -> Tensor:
