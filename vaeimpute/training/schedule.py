@@ -59,12 +59,15 @@ def shortened(schedules: Sequence[Schedule], max_iter: int | None) -> list[Sched
     --------
     >>> long = [Schedule(steps=300, batch_size=64, learning_rate=0.1), Schedule(200, 128, 0.002)]
     >>> [schedule.steps for schedule in shortened(long, 100)]
-    [53, 35]
+    [53, 36]
     """
     total = sum(schedule.steps for schedule in schedules) + int(schedules[-1].refit * schedules[-1].steps)
     if max_iter is None or total <= max_iter:
         return list(schedules)
-    return [replace(schedule, steps=schedule.steps * max_iter // total) for schedule in schedules]
+    short = [replace(schedule, steps=schedule.steps * max_iter // total) for schedule in schedules[:-1]]
+    last, left = schedules[-1], max_iter - sum(schedule.steps for schedule in short)
+    most = math.ceil((left + 1) / (1 + last.refit)) - 1  # so many, and their refit, are no more than what is left
+    return [*short, replace(last, steps=min(last.steps, most))]
 
 
 class TimeBudget:
