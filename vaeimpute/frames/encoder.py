@@ -114,12 +114,12 @@ class TableEncoder:
         Numbers are standardised, categories become codes.
         """
         frame, container = open_table(X)
-        aligned = zip(self._align(frame, container), self.schema.columns, strict=True)
+        aligned = list(zip(self._align(frame, container), self.schema.columns, strict=True))
         cells = (read_cells(series, column.name, self.missing_values) for series, column in aligned)
         encoded = self._encoded(cells, len(frame))
         for j in np.flatnonzero(encoded.unseen.any(0)):
-            series = self._align(frame, container)[j]
-            _warn_unseen(self.schema.columns[j].name, series, encoded.unseen[:, j])
+            series, column = aligned[j]
+            _warn_unseen(column.name, series, encoded.unseen[:, j])
         return encoded
 
     def _encoded(self, cells: Iterable[Cells], n: int) -> Encoded:

@@ -62,7 +62,7 @@ class Mixture(Fitted):
 
     @property
     def numbers_per_row(self) -> int:
-        """Numbers held at once for a row whose likelihood is asked for."""
+        """Numbers held at once for a row whose likelihood is computed."""
         C, F, L = self.b.numel() // self.b.shape[-1], self.b.shape[-1], self.W.shape[-1]
         return C * (F + L * L)
 

@@ -2,7 +2,7 @@
 
 A family says four things about a group of its columns: how a cell enters the linear backbone (``features``), which
 parameters the backbone's prediction of these features stands for (``from_gaussian``), which distribution a row of
-parameters is (``forward``), and what to average when several draws are asked for one cell (``expectations``,
+parameters is (``forward``), and what to average when several draws are taken of one cell (``expectations``,
 ``point_estimates``).
 """
 

@@ -95,8 +95,9 @@ def fit_ensemble(
     # Only rows with something to predict, and no more than it takes to see a difference; the same for both models.
     most = defaults.n_validation_rows(n_columns)
     rows = torch.randperm(n, device=device, generator=generator)[: _CANDIDATES * most]
-    rows = rows[(observed[rows] & held_out(rows, n_columns)).any(-1).any(0)][:most]
     predicted = observed[rows] & held_out(rows, n_columns)
+    some = predicted.any(-1).any(0).nonzero().squeeze(-1)[:most]
+    rows, predicted = rows[some], predicted[:, some]
     specs = cell_specs(table)
     start = LinearStart(table, specs[0], held_out, generator)
 

@@ -50,7 +50,7 @@ class Ensemble(Fitted):
 def latent_noise(model: VAE, n_draws: int | None = None) -> Tensor:
     """Quasi-random standard normal noise (K, L), the same for every row and every call.
 
-    So what is said of a row does not depend on its batch, and the same rows always get the same.
+    So the expectations of a row do not depend on its batch, and the same rows always get the same.
     """
     n_draws = n_draws or model.n_draws
     uniform = SobolEngine(model.n_latent, scramble=True, seed=0).draw(n_draws, dtype=torch.float64)
