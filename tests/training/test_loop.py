@@ -116,7 +116,7 @@ def test_no_step_is_left_out_or_taken_twice(trial):
 
 
 def test_an_interrupt_keeps_the_best_so_far(trial):
-    def interrupt(record):
+    def interrupt(model, record, n_steps):
         if record["step"] == 40:
             raise KeyboardInterrupt
 

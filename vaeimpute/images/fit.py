@@ -58,14 +58,9 @@ def fit_imputer(
     conditional, second = training.train(ConditionalImageVAE, "conditional")
     # A latent alone cannot say what the pixels around a missing one do: the conditional model imputes all pixels.
     pixels = torch.ones(images.values.shape[1], dtype=dtype, device=images.values.device)
-    history = [
-        {"model": name, **record}
-        for name, result in (("joint", first), ("conditional", second))
-        for record in result.history
-    ]
     ensemble = Ensemble(joint, conditional, 0 * pixels, pixels)
     density = fit_density(conditional, images, torch.arange(len(images.values), device=pixels.device), seed=seed)
-    return FittedModels(density, ensemble, tuple(history), training.budget.interrupted)
+    return FittedModels(density, ensemble, (*first.history, *second.history), training.budget.interrupted)
 
 
 def fit_detector(images: Images, *, seed: int, dtype: torch.dtype, robust: bool = False) -> FittedModels:
@@ -129,15 +124,13 @@ class _Training:
             rows = torch.randint(len(values), (1, size), device=values.device, generator=generator)
             return Batch(values[rows], observed[rows])
 
-        def report(record: dict) -> None:
-            self.on_evaluation(name, record, schedule.steps)
-
         validated, visible = self.split.validated, self.split.visible
         hidden = images.observed[validated] & ~visible
         noise = latent_noise(model, _EVALUATION_DRAWS)
         validation = Validation(images.values[validated].to(dtype), visible, hidden, noise, one_unit=True)
-        options: dict[str, Any] = {"generator": self.generator, "budget": self.budget, "share": share}
-        return model, fit_model(model, get_batch, validation, [schedule], on_evaluation=report, **options)
+        options: dict[str, Any] = {"generator": self.generator, "budget": self.budget}
+        options |= {"name": name, "share": share, "on_evaluation": self.on_evaluation}
+        return model, fit_model(model, get_batch, validation, [schedule], **options)
 
 
 def _split(images: Images, generator: Generator) -> _Split:

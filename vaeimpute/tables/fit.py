@@ -108,15 +108,10 @@ def fit_ensemble(
         model.start(backbone, values, observed, generator)
         model.remember(visible)
         schedules = shortened(defaults.schedules(model, table), max_iter)
-        n_steps = sum(schedule.steps for schedule in schedules)
-
-        def report(record: dict) -> None:
-            on_evaluation(name, record, n_steps)
-
         validation = Validation(values[rows], visible(rows), predicted, latent_noise(model, n_draws))
         get_batch = _batches(values, visible, held_out.n_members, folds)
-        options: dict[str, Any] = {"generator": generator, "budget": budget, "share": share, "on_evaluation": report}
-        result = fit_model(model, get_batch, validation, schedules, **options)
+        options: dict[str, Any] = {"generator": generator, "budget": budget, "on_evaluation": on_evaluation}
+        result = fit_model(model, get_batch, validation, schedules, name=name, share=share, **options)
         return _Trained(model, result, schedules[-1], folds)
 
     joint = train(JointVAE, "joint", specs[0], _JOINT_DRAWS, _JOINT_SHARE)
@@ -133,11 +128,7 @@ def fit_ensemble(
         everything = _batches(values, lambda rows: observed[rows], held_out.n_members, trained.folds)
         schedule = trained.schedule.for_refit(trained.result.steps)
         refit_model(model, everything, schedule, generator=generator, budget=budget)
-    history = [
-        {"model": name, **record}
-        for name, trained in (("joint", joint), ("conditional", conditional))
-        for record in trained.result.history
-    ]
+    history = [*joint.result.history, *conditional.result.history]
     return Ensemble(joint.model, conditional.model, weight, factor), history
 
 

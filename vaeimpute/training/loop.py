@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vaeimpute.batching import row_slices
+from vaeimpute.training.runtime import OnEvaluation
 from vaeimpute.training.schedule import Schedule, TimeBudget
 from vaeimpute.vae.base import VAE, Batch, Stage
 
@@ -83,8 +84,9 @@ def fit_model(
     *,
     generator: Generator,
     budget: TimeBudget,
+    name: str = "model",
     share: float = 1.0,
-    on_evaluation: Callable[[dict], None] = lambda record: None,
+    on_evaluation: OnEvaluation = lambda model, record, n_steps: None,
 ) -> TrainingResult:
     """Train all members of `model` in place, stage by stage, with early stopping on their held-out cells.
 
@@ -103,12 +105,15 @@ def fit_model(
     generator : Generator
     budget : TimeBudget
         Training ends with the best so far when `share` of it is spent; Ctrl-C marks it and ends as well.
+    name : str
+        Of the model, in the history.
     on_evaluation : callable
-        Receives each record of the history.
+        Receives the name, each record of the history and the number of all steps.
     """
     n_held_out = max(int(validation.held_out.sum()), 1)
     columns = model.likelihoods.expectation_columns
     history: list[dict] = []
+    n_steps = sum(schedule.steps for schedule in schedules)
 
     def errors_of(residuals: Tensor) -> Tensor:
         return summed_per_column(residuals.square(), columns, validation.held_out.shape[-1])
@@ -123,7 +128,8 @@ def fit_model(
         ratio = errors / begin.clamp(min=1e-12)
         relative = ((ratio * weight).sum() / weight.sum()).item() if weight.any() else 1.0
         pooled = errors.sum().item() / n_held_out
-        history.append({"step": step, "error": pooled, "relative_error": relative, "seconds": budget.elapsed()})
+        record = {"model": name, "step": step, "error": pooled, "relative_error": relative}
+        history.append(record | {"seconds": budget.elapsed()})
         return relative, residuals
 
     relative, residuals = evaluate(0)
@@ -141,7 +147,7 @@ def fit_model(
                 step = loop.run(steps, lambda: budget.is_spent(share))
                 with loop.averaged():
                     now = (*evaluate(done + step), step, _copies(stage.parameters))
-                on_evaluation(history[-1])
+                on_evaluation(name, history[-1], n_steps)
                 if now[0] < min(best[0], enough):
                     best = now
                 elif step - best[2] >= schedule.patience * schedule.evaluate_every:
