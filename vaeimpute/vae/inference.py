@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor
@@ -52,10 +53,14 @@ def latent_noise(model: VAE, n_draws: int | None = None) -> Tensor:
 
     So the expectations of a row do not depend on its batch, and the same rows always get the same.
     """
-    n_draws = n_draws or model.n_draws
-    uniform = SobolEngine(model.n_latent, scramble=True, seed=0).draw(n_draws, dtype=torch.float64)
-    noise = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
-    return noise.to(model.weights)
+    return _sobol_normal(model.n_latent, n_draws or model.n_draws).to(model.weights, copy=True)
+
+
+@lru_cache(maxsize=64)  # drawing it takes longer than encoding a row
+def _sobol_normal(n_latent: int, n_draws: int) -> Tensor:
+    with torch.inference_mode(mode=False):  # what is kept may be used in any later mode
+        uniform = SobolEngine(n_latent, scramble=True, seed=0).draw(n_draws, dtype=torch.float64)
+        return torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
 
 
 @torch.no_grad()
