@@ -4,14 +4,15 @@ import numbers
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
-from importlib import import_module
 from typing import Any
 
 import narwhals as nw
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from vaeimpute.frames.dtypes import dtype_family, dtype_text, label, native_dtype
+from vaeimpute.frames.containers import ArrayFrame, PandasFrame
+from vaeimpute.frames.dtypes import Series, dtype_family, dtype_text, label, listed, native_dtype
 from vaeimpute.frames.schema import Kind, infer_kind
 
 __all__ = ["Cells", "open_table", "read_cells"]
@@ -46,9 +47,12 @@ class Cells:
             )
 
 
-def open_table(X: Any) -> tuple[nw.DataFrame, str]:
-    """X as a narwhals frame and the name of its container; scikit-learn's own words where a shape is wrong."""
-    if nw.dependencies.is_into_dataframe(X):
+def open_table(X: Any) -> tuple[Any, str]:
+    """X as a narwhals frame, or what looks like one, and its container; scikit-learn's words where a shape is wrong."""
+    frame: Any
+    if isinstance(X, pd.DataFrame) and X.columns.is_unique:
+        frame, container = PandasFrame(X), "pandas"
+    elif nw.dependencies.is_into_dataframe(X):
         frame = nw.from_native(X, eager_only=True)
         container = frame.implementation.value
         if container not in ("pandas", "polars", "pyarrow"):
@@ -56,15 +60,15 @@ def open_table(X: Any) -> tuple[nw.DataFrame, str]:
         if len(set(frame.columns)) < len(frame.columns):  # narwhals itself refuses most of them
             raise ValueError(f"Expected unique column names, got {frame.columns}.")
     else:
-        frame, container = nw.from_native(_array_frame(X), eager_only=True), "numpy"
+        frame, container = _array_frame(X), "numpy"
     for count, what in zip(frame.shape, ("sample(s)", "feature(s)"), strict=True):
         if count == 0:
             raise ValueError(f"Found array with 0 {what} (shape={frame.shape}) while a minimum of 1 is required.")
     return frame, container
 
 
-def _array_frame(X: Any) -> Any:
-    """An array as pandas columns ``x0``, ``x1``, ..., without a copy."""
+def _array_frame(X: Any) -> ArrayFrame:
+    """An array as columns ``x0``, ``x1``, ..., without a copy of numbers and objects."""
     if type(X).__module__.startswith("scipy.sparse"):
         raise ValueError("Sparse data was passed, but dense data is required. Use '.toarray()' to convert it.")
     if nw.dependencies.is_polars_lazyframe(X):
@@ -79,11 +83,12 @@ def _array_frame(X: Any) -> Any:
         )
     array = array.astype(object) if array.dtype.kind in "US" else array  # fixed-width text cannot take a longer word
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    names = [f"x{j}" for j in range(array.shape[1])]
-    return import_module("pandas").DataFrame(array, columns=names, dtype=array.dtype, copy=False)
+    if array.dtype.kind in "mM":  # in a unit that pandas has: no days
+        array = pd.DataFrame(array, copy=False).to_numpy()
+    return ArrayFrame(array)
 
 
-def read_cells(series: nw.Series, name: Any, missing_values: Any) -> Cells:
+def read_cells(series: Series, name: Any, missing_values: Any) -> Cells:
     """Read a column: what is there, and where."""
     dtype = dtype_text(native_dtype(series))
     match dtype_family(dtype):
@@ -95,8 +100,7 @@ def read_cells(series: nw.Series, name: Any, missing_values: Any) -> Cells:
             _refuse_infinite(name, data, present)
             return Cells(name, dtype, data, present, integer=family == "integer", boolean=family == "boolean")
         case "time":
-            data = series.to_numpy()
-            data = data if data.dtype.kind in "mM" else series.cast(nw.Datetime("ms")).to_numpy()  # pandas' date32
+            data = _as_times(series)
             return Cells(name, dtype, data, ~np.isnat(data))
         case "object":
             data, present = _read_objects(series, missing_values)
@@ -111,16 +115,34 @@ def read_cells(series: nw.Series, name: Any, missing_values: Any) -> Cells:
     raise TypeError(f"Column {name!r} has dtype {dtype}; {wanted}")
 
 
-def _as_floats(series: nw.Series, dtype: str) -> NDArray[np.float64]:
+def _as_floats(series: Series, dtype: str) -> NDArray[np.float64]:
     """Numbers as doubles, the nearest ones to integers beyond 2**53 (which Arrow would refuse)."""
-    if series.implementation.is_pyarrow() or dtype.startswith("ArrowDtype("):
-        return np.asarray(series.to_arrow().cast("float64", safe=False).to_numpy(zero_copy_only=False))
+    if isinstance(series, np.ndarray):
+        return series.astype(np.float64)
+    is_arrow = dtype.startswith("ArrowDtype(") or (isinstance(series, nw.Series) and series.implementation.is_pyarrow())
+    if is_arrow:
+        data = _by_narwhals(series).to_arrow().cast("float64", safe=False)
+        return np.asarray(data.to_numpy(zero_copy_only=False))
+    if isinstance(series, pd.Series):
+        return series.to_numpy(np.float64, na_value=np.nan)
     return np.asarray(series.cast(nw.Float64).to_numpy(), dtype=np.float64)
 
 
-def _read_objects(series: nw.Series, missing_values: Any) -> tuple[NDArray, NDArray[np.bool_]]:
-    data = np.fromiter(series.to_list(), dtype=object, count=len(series))
-    present = ~np.asarray(series.is_null().to_numpy(), dtype=bool)
+def _as_times(series: Series) -> NDArray:
+    if isinstance(series, np.ndarray):
+        return series
+    series = _by_narwhals(series)
+    data = series.to_numpy()
+    return data if data.dtype.kind in "mM" else series.cast(nw.Datetime("ms")).to_numpy()  # pandas' date32
+
+
+def _by_narwhals(series: Any) -> nw.Series:
+    return nw.from_native(series, series_only=True, pass_through=False)
+
+
+def _read_objects(series: Series, missing_values: Any) -> tuple[NDArray, NDArray[np.bool_]]:
+    data = np.fromiter(listed(series), dtype=object, count=len(series))
+    present = ~_is_null(series)
     if isinstance(missing_values, str):
         missing = (isinstance(cell, str) and cell == missing_values for cell in data)
     elif _is_number(missing_values):
@@ -130,6 +152,12 @@ def _read_objects(series: nw.Series, missing_values: Any) -> tuple[NDArray, NDAr
     else:
         return data, present
     return data, present & ~np.fromiter(missing, dtype=bool, count=len(data))
+
+
+def _is_null(series: Series) -> NDArray[np.bool_]:
+    if isinstance(series, nw.Series):
+        return np.asarray(series.is_null().to_numpy(), dtype=bool)
+    return np.asarray(pd.isna(series.array if isinstance(series, pd.Series) else series), dtype=bool)
 
 
 def _look_inside(cells: Cells) -> Cells:
@@ -182,7 +210,7 @@ def _is_ordered(dtype: str) -> bool:
     return dtype.startswith("Enum") or dtype.endswith(("ordered=True)", "ordered=1>", "ordered=1>)"))
 
 
-def _declared(series: nw.Series, dtype: str) -> tuple:
+def _declared(series: Series, dtype: str) -> tuple:
     if dtype.startswith(("category(", "Enum(")):
         return tuple(map(label, native_dtype(series).categories))
-    return tuple(series.to_arrow().dictionary.to_pylist()) if _is_ordered(dtype) else ()  # pyarrow: with the data
+    return tuple(_by_narwhals(series).to_arrow().dictionary.to_pylist()) if _is_ordered(dtype) else ()  # with the data

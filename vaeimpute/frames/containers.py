@@ -3,21 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import narwhals as nw
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ArrayFrame:
+    """An array (n, D) with the face of a narwhals frame; its columns ``x0``, ``x1``, ... are arrays."""
+
+    array: NDArray
+
+    @property
+    def columns(self) -> list[str]:
+        """Name of each column."""
+        return [f"x{j}" for j in range(self.array.shape[1])]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of rows and of columns."""
+        return self.array.shape
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.array)
+
+    def get_column(self, name: str) -> NDArray:
+        """A view of a column (n,)."""
+        return self.array[:, int(name[1:])]
+
+
+@dataclass(frozen=True)
+class PandasFrame:
+    """A pandas frame with the face of a narwhals frame; its columns are pandas' own."""
+
+    native: pd.DataFrame
+
+    @property
+    def columns(self) -> list:
+        """Name of each column."""
+        return self.native.columns.tolist()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of rows and of columns."""
+        return self.native.shape
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.native)
+
+    def get_column(self, name: Any) -> pd.Series:
+        """A column (n,)."""
+        return self.native[name]
 
 
 def is_frame(X: Any) -> bool:
     """Whether X is a DataFrame or table that narwhals knows."""
-    return nw.dependencies.is_into_dataframe(X)
+    return isinstance(X, pd.DataFrame) or nw.dependencies.is_into_dataframe(X)
 
 
 def check_order(X: Any, names: Sequence[Any]) -> None:
     """Raise if a frame has its columns in another order than `names`, and say where."""
-    columns = nw.from_native(X, eager_only=True).columns
+    columns = X.columns.tolist() if isinstance(X, pd.DataFrame) else nw.from_native(X, eager_only=True).columns
     if columns == list(names) or set(columns) != set(names):  # what is missing or extra, scikit-learn says itself
         return
     pairs = list(enumerate(zip(columns, names, strict=True)))
@@ -43,6 +95,21 @@ def repeated(X: Any, times: int) -> Any:
     if not is_frame(X):
         return np.concatenate([X] * times)
     return nw.concat([nw.from_native(X, eager_only=True)] * times).to_native()
+
+
+def replaced(frame: nw.DataFrame | ArrayFrame | PandasFrame, columns: Mapping[Any, Any]) -> Any:
+    """The user's own frame or array with other columns in place of some of its own; the original stays as it is."""
+    if isinstance(frame, nw.DataFrame):
+        return frame.with_columns(*(column.alias(name) for name, column in columns.items())).to_native()
+    if isinstance(frame, ArrayFrame):
+        array = frame.array.copy()
+        for name, column in columns.items():
+            ArrayFrame(array).get_column(name)[:] = column
+        return array
+    native = frame.native.copy(deep=False)
+    for name, column in columns.items():
+        native[name] = column.set_axis(native.index)
+    return native
 
 
 def selected(X: Any, positions: NDArray, flags: Mapping[str, NDArray], wanted: str) -> Any:

@@ -4,7 +4,7 @@ import ast
 import re
 from decimal import Context, Decimal
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias
 
 import narwhals as nw
 import numpy as np
@@ -12,15 +12,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 __all__ = [
+    "Series",
     "as_objects",
     "dtype_family",
     "dtype_text",
     "label",
+    "listed",
     "make_series",
     "native_dtype",
+    "overwritten",
     "revive",
     "widen",
 ]
+
+# A column of an array, of a pandas frame, of any other frame: through narwhals, those of pandas would cost a row twice
+Series: TypeAlias = NDArray | pd.Series | nw.Series
 
 FAMILIES = {  # how the text of a dtype begins, in lower case; a column whose dtype begins otherwise is refused
     "integer": r"u?int\d+",
@@ -80,10 +86,17 @@ def _arrow_type(text: str) -> Any:
     return pa.type_for_alias(text)
 
 
-def native_dtype(series: nw.Series) -> Any:
+def native_dtype(series: Series) -> Any:
     """The dtype object of the library that the series came from."""
+    if not isinstance(series, nw.Series):
+        return series.dtype
     native = series.to_native()
     return native.type if series.implementation.is_pyarrow() else native.dtype
+
+
+def listed(series: Series) -> list:
+    """The cells of a column as Python objects."""
+    return series.to_list() if isinstance(series, nw.Series) else series.tolist()
 
 
 def label(value: Any) -> Any:
@@ -95,23 +108,25 @@ def label(value: Any) -> Any:
 # --- cells -> a column of that dtype ----------------------------------------------------------------------------------
 
 
-def make_series(values: NDArray | None, dtype: Any, container: str, n: int, *, integer: bool) -> nw.Series:
+def make_series(values: NDArray | None, dtype: Any, container: str, n: int, *, integer: bool) -> Series:
     """A column of the given dtype from what `Codec.decode` gives; all missing if ``values`` is None."""
     data: Any = [None] * n if values is None else _as_family(values, dtype_text(dtype), integer=integer)
+    if container == "numpy":
+        return np.fromiter(data, dtype=object, count=n) if isinstance(data, list) else data.astype(dtype)
     if container == "polars":
         pl = import_module("polars")
         native = pl.Series(data, dtype=dtype) if isinstance(data, list) else pl.Series(data).cast(dtype)
     elif container == "pyarrow":
         native = import_module("pyarrow").chunked_array([_arrow_array(data, dtype)])
     elif isinstance(dtype, pd.ArrowDtype):
-        native = pd.Series(pd.array(_arrow_array(data, dtype.pyarrow_dtype), dtype=dtype))
+        return pd.Series(pd.array(_arrow_array(data, dtype.pyarrow_dtype), dtype=dtype))
     elif isinstance(dtype, pd.CategoricalDtype):
-        category_of = {label(category): category for category in dtype.categories}
-        native = pd.Series(pd.Categorical([category_of.get(category, category) for category in data], dtype=dtype))
-    else:  # integers are UTC to astype
-        native = (
-            pd.Series(data).astype(dtype) if isinstance(dtype, pd.DatetimeTZDtype) else pd.Series(data, dtype=dtype)
-        )
+        code_of = {label(category): code for code, category in enumerate(dtype.categories)}
+        return pd.Series(pd.Categorical.from_codes([code_of.get(category, -1) for category in data], dtype=dtype))
+    elif isinstance(dtype, pd.DatetimeTZDtype):  # integers are UTC to astype
+        return pd.Series(data).astype(dtype)
+    else:
+        return pd.Series(data, dtype=dtype)
     return nw.from_native(native, series_only=True)
 
 
@@ -138,9 +153,20 @@ def _arrow_array(data: Any, dtype: Any) -> Any:
     return pa.array(data, type=dtype) if isinstance(data, list) else pa.array(data).cast(dtype)
 
 
-def as_objects(decoded: NDArray, series: nw.Series, hidden: NDArray[np.bool_]) -> NDArray:
+def overwritten(series: Any, new: Any, hidden: NDArray[np.bool_]) -> Series:
+    """A column with the cells of ``new`` where it is ``hidden``; both are of one dtype and of length n."""
+    if isinstance(series, nw.Series):
+        return series.zip_with(nw.new_series("kept", ~hidden, nw.Boolean, backend=series.implementation), new)
+    if isinstance(series, np.ndarray):
+        return np.where(hidden, new, series)
+    cells = series.array.copy()  # what `where` does, once it has aligned indexes
+    cells[hidden] = new.array[hidden]
+    return pd.Series(cells, dtype=series.dtype, copy=False)
+
+
+def as_objects(decoded: NDArray, series: Series, hidden: NDArray[np.bool_]) -> NDArray:
     """Decoded cells as objects of the column's own types: decimals, and categories that are no text (times)."""
-    present = np.fromiter(series.to_list(), dtype=object, count=len(series))[~hidden]
+    present = np.fromiter(listed(series), dtype=object, count=len(series))[~hidden]
     if decoded.dtype == object:
         own = {label(cell): cell for cell in set(present)}
         return np.fromiter((own.get(category, category) for category in decoded), dtype=object, count=len(decoded))
@@ -152,7 +178,7 @@ def as_objects(decoded: NDArray, series: nw.Series, hidden: NDArray[np.bool_]) -
     return np.fromiter(cells, dtype=object, count=len(decoded))
 
 
-def widen(series: nw.Series, categories: NDArray) -> nw.Series:
+def widen(series: Any, categories: NDArray) -> Series:
     """Add to a closed list of categories those that a hidden cell needs and this frame does not declare."""
     dtype = native_dtype(series)
     if not dtype_text(dtype).startswith(("category(", "Enum(")):
@@ -160,5 +186,5 @@ def widen(series: nw.Series, categories: NDArray) -> nw.Series:
     known = set(map(label, dtype.categories))
     extra = [category for category in dict.fromkeys(categories.tolist()) if category not in known]
     if extra and isinstance(dtype, pd.CategoricalDtype):
-        return nw.from_native(series.to_native().cat.add_categories(extra), series_only=True)
+        return series.cat.add_categories(extra)
     return series.cast(nw.Enum([*dtype.categories, *extra])) if extra else series

@@ -1,7 +1,7 @@
 """A user's table <-> two arrays, ``values`` and ``observed``: the only place where tables meet arrays.
 
 `read_cells` reads a column, the codec of its kind turns cells into numbers and back, `make_series` writes them in the
-user's own dtype; `TableEncoder` does this for all columns. NumPy arrays travel as pandas columns.
+user's own dtype; `TableEncoder` does this for all columns.
 """
 
 import warnings
@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from vaeimpute.frames.cells import Cells, open_table, read_cells
 from vaeimpute.frames.codecs import CODECS, can_hold, was
+from vaeimpute.frames.containers import replaced
 from vaeimpute.frames.dtypes import (
     as_objects,
     dtype_family,
     dtype_text,
     label,
+    listed,
     make_series,
     native_dtype,
+    overwritten,
     revive,
     widen,
 )
@@ -114,12 +117,11 @@ class TableEncoder:
         Numbers are standardised, categories become codes.
         """
         frame, container = open_table(X)
-        aligned = list(zip(self._align(frame, container), self.schema.columns, strict=True))
-        cells = (read_cells(series, column.name, self.missing_values) for series, column in aligned)
-        encoded = self._encoded(cells, len(frame))
+        names = self._aligned(frame, container)
+        aligned = zip(map(frame.get_column, names), self.schema.names, strict=True)
+        encoded = self._encoded((read_cells(series, name, self.missing_values) for series, name in aligned), len(frame))
         for j in np.flatnonzero(encoded.unseen.any(0)):
-            series, column = aligned[j]
-            _warn_unseen(column.name, series, encoded.unseen[:, j])
+            _warn_unseen(self.schema.columns[j].name, frame.get_column(names[j]), encoded.unseen[:, j])
         return encoded
 
     def _encoded(self, cells: Iterable[Cells], n: int) -> Encoded:
@@ -145,33 +147,31 @@ class TableEncoder:
             The others are kept bit for bit.
         """
         frame, container = open_table(X)
-        filled = {}
-        for j, series in enumerate(self._align(frame, container)):
-            column, hidden = self.schema.columns[j], rewritten[:, j]
-            if hidden.any() and column.can_decode:
-                filled[series.name] = hidden, self._write(column, series, values[:, j], hidden)
-        if container != "numpy":
-            return frame.with_columns(*(new.alias(name) for name, (_, new) in filled.items())).to_native()
-        out = frame.to_native().to_numpy(copy=True)
-        for name, (hidden, new) in filled.items():
-            out[hidden, int(name[1:])] = new.to_native().to_numpy()[hidden]
-        # pandas has neither foreign byte orders nor dates in days
+        names, filled = self._aligned(frame, container), {}
+        for j in np.flatnonzero(rewritten.any(0)):
+            if self.schema.columns[j].can_decode:
+                series, hidden = frame.get_column(names[j]), rewritten[:, j]
+                filled[names[j]] = self._write(self.schema.columns[j], series, container, values[:, j], hidden)
+        out = replaced(frame, filled)
+        # what was read had neither foreign byte orders nor dates in days
         return out.astype(X.dtype, copy=False) if isinstance(X, np.ndarray) and X.dtype.kind in "fmM" else out
 
-    def _write(self, column: Column, series: nw.Series, values: NDArray, hidden: NDArray[np.bool_]) -> nw.Series:
+    def _write(self, column: Column, series: Any, container: str, values: NDArray, hidden: NDArray[np.bool_]) -> Any:
         """The user's column with its hidden cells decoded."""
-        container, n = series.implementation.value, len(series)
+        n = len(series)
         # kept cells take the code of a hidden one: they are not written, and must not widen the categories
         decoded = CODECS[column.kind].decode(np.where(hidden, values, values[hidden.argmax()]), column)
-        if not can_hold(dtype_text(native_dtype(series)), column):  # all missing: the library guessed another dtype
-            if container != self.schema.container:
+        dtype = dtype_text(native_dtype(series))
+        if not can_hold(dtype, column):  # all missing: the library guessed another dtype
+            backend = "pandas" if container == "numpy" else container
+            if backend != self.schema.container:
                 raise TypeError(f"Column {column.name!r}: dtype {native_dtype(series)} is not fit. {was(column)}")
-            return make_series(decoded, revive(column.dtype, container), container, n, integer=column.integer)
+            return make_series(decoded, revive(column.dtype, backend), backend, n, integer=column.integer)
         series = widen(series, decoded) if column.kind.has_categories else series
-        if dtype_family(dtype_text(native_dtype(series))) == "object":
+        if dtype_family(dtype) == "object":
             decoded = as_objects(decoded, series, hidden)
         new = make_series(decoded, native_dtype(series), container, n, integer=column.integer)
-        return series.zip_with(nw.new_series("kept", ~hidden, nw.Boolean, backend=container), new)
+        return overwritten(series, new, hidden)
 
     def build(self, values: NDArray[np.float64]) -> Any:
         """New rows from ``values`` of shape (n, D): a table of the training container and dtypes.
@@ -186,9 +186,8 @@ class TableEncoder:
         native = {}
         for column, cells in zip(self.schema.columns, values.T, strict=True):
             decoded = CODECS[column.kind].decode(cells, column) if column.can_decode else None
-            native[column.name] = make_series(
-                decoded, revive(column.dtype, backend), backend, n, integer=column.integer
-            ).to_native()
+            series = make_series(decoded, revive(column.dtype, backend), backend, n, integer=column.integer)
+            native[column.name] = series.to_native() if isinstance(series, nw.Series) else series
         if backend == "pyarrow":
             return import_module("pyarrow").table(native)
         frame = import_module(backend).DataFrame(native)
@@ -258,21 +257,21 @@ class TableEncoder:
         """The inverse of `to_json`."""
         return cls(Schema.from_json(state["schema"]), state["missing_values"])
 
-    def _align(self, frame: nw.DataFrame, container: str) -> list[nw.Series]:
-        """The columns of X in the order of the schema: by name between frames, by position where one is an array."""
+    def _aligned(self, frame: Any, container: str) -> list:
+        """X's names in the order of the schema: by name between frames, by position where one of them is an array."""
         names, known = list(frame.columns), list(self.schema.names)
         if "numpy" in (container, self.schema.container):
             if len(names) != len(known):
                 raise ValueError(f"X has {len(names)} features, but it is expecting {len(known)} features as input.")
             known = names
-        missing, extra = [n for n in known if n not in set(names)], [n for n in names if n not in set(known)]
-        if missing or extra:
+        if set(names) != set(known):
+            missing, extra = [n for n in known if n not in set(names)], [n for n in names if n not in set(known)]
             raise ValueError(f"The columns of X are not those seen in fit.\nMissing: {missing}\nNot in fit: {extra}")
-        return [frame.get_column(name) for name in known]
+        return known
 
 
-def _warn_unseen(name: Any, series: nw.Series, unseen: NDArray[np.bool_]) -> None:
-    cells = np.fromiter(series.to_list(), dtype=object, count=len(series))[unseen]
+def _warn_unseen(name: Any, series: Any, unseen: NDArray[np.bool_]) -> None:
+    cells = np.fromiter(listed(series), dtype=object, count=len(series))[unseen]
     some = ", ".join(repr(label(cell)) for cell in list(dict.fromkeys(cells.tolist()))[:3])
     what = f"Column {name!r}: {int(unseen.sum())} cell(s) with categories not seen in fit ({some})"
     warnings.warn(f"{what} are treated as missing.", UserWarning, stacklevel=3)
