@@ -99,6 +99,16 @@ def test_slices_of_rows_do_not_matter(ensemble, table):
     assert torch.equal(draws[:, observed], values[observed].expand(3, -1))
 
 
+def test_the_noise_that_is_kept_is_neither_changed_by_who_has_it_nor_bound_to_a_mode(ensemble):
+    with torch.inference_mode():
+        first = latent_noise(ensemble.joint, 37)  # so many nobody else asks for
+        expected = first.clone()
+        first.zero_()
+    later = latent_noise(ensemble.joint, 37)
+    assert torch.equal(later, expected)
+    later.mul(torch.ones(1, dtype=later.dtype, requires_grad=True)).sum().backward()
+
+
 def test_expectations_are_those_of_both_models_by_their_weights(ensemble, table):
     values, observed = (part.unsqueeze(0) for part in table[:2])
     weight = ensemble.stacking_weight[ensemble.joint.likelihoods.expectation_columns]
