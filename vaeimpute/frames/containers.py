@@ -133,7 +133,8 @@ def selected(X: Any, positions: NDArray, flags: Mapping[str, NDArray], wanted: s
     if taken:
         raise ValueError(f"add_indicator would replace columns of X that have the same names: {taken}. Rename them.")
     new = [nw.new_series(name, flag, nw.Boolean, backend=frame.implementation) for name, flag in flags.items()]
-    frame = frame[:, positions.tolist()]  # by position: names need not be strings
+    if len(positions) < len(frame.columns):
+        frame = frame[:, positions.tolist()]  # by position: names need not be strings
     if new:
         frame = frame.with_columns(
             # an array of pyarrow has no name of its own
