@@ -360,7 +360,7 @@ def _cases(grids: tuple[Grid, ...], max_rows: int | None, params: dict) -> list[
     return sorted(cases.values(), key=lambda case: sizes[case.table])
 
 
-def _listed(known: Collection[str] | None, convert: Callable[[str], object] = str) -> Callable[..., tuple | None]:
+def listed(known: Collection[str] | None, convert: Callable[[str], object] = str) -> Callable[..., tuple | None]:
     """Click callback: "a,b" -> ("a", "b"), each in ``known`` if that is given."""
 
     def parse(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple | None:
@@ -374,7 +374,7 @@ def _listed(known: Collection[str] | None, convert: Callable[[str], object] = st
     return parse
 
 
-def _setting(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict:
+def setting(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict:
     """Read ``name=value`` pairs; a value is read as JSON where it is JSON, as text otherwise."""
     settings = {}
     for pair in values:
@@ -405,14 +405,14 @@ class _Routed(click.Command):
 @click.command(cls=_Routed)
 @click.option("--suite", type=click.Choice(list(SUITES)), default="quick", show_default=True)
 @click.option("--task", type=click.Choice(list(TASKS)), help="Replaces the suite's.")
-@click.option("--tables", callback=_listed(TABLES), help="Comma-separated; replaces the suite's.")
-@click.option("--methods", callback=_listed(PEERS), help="Comma-separated; replaces the suite's.")
-@click.option("--mechanisms", callback=_listed(MECHANISMS), help="Comma-separated; replaces the suite's.")
-@click.option("--rates", callback=_listed(None, float), help="Comma-separated; replaces the suite's.")
-@click.option("--seeds", callback=_listed(None, int), help="Comma-separated; replaces the suite's.")
+@click.option("--tables", callback=listed(TABLES), help="Comma-separated; replaces the suite's.")
+@click.option("--methods", callback=listed(PEERS), help="Comma-separated; replaces the suite's.")
+@click.option("--mechanisms", callback=listed(MECHANISMS), help="Comma-separated; replaces the suite's.")
+@click.option("--rates", callback=listed(None, float), help="Comma-separated; replaces the suite's.")
+@click.option("--seeds", callback=listed(None, int), help="Comma-separated; replaces the suite's.")
 @click.option("--draws", type=int, help="Imputations of methods that can draw, for coverage; replaces the suite's.")
 @click.option("--max-rows", type=int, help="Rows to keep per table; by default the table's own limit.")
-@click.option("--set", "params", multiple=True, callback=_setting, help="name=value for vaeimpute; repeatable.")
+@click.option("--set", "params", multiple=True, callback=setting, help="name=value for vaeimpute; repeatable.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cases to work on at a time.")
 @click.option("--cores", type=int, help="Cores for each case. Default: all, divided by --jobs.")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: benchmarks/results/<suite>.jsonl.")
