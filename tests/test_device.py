@@ -65,10 +65,13 @@ def test_a_generator_draws_on_its_own_device_only(far):
         torch.randperm(5, generator=there)
 
 
-@pytest.mark.parametrize("n", [20, pytest.param(60, marks=pytest.mark.slow)])
-def test_tables(far, tmp_path, n):
+@pytest.mark.parametrize(
+    ("n", "effort"),
+    [(20, "auto"), pytest.param(60, "auto", marks=pytest.mark.slow), pytest.param(60, "full", marks=pytest.mark.slow)],
+)
+def test_tables(far, tmp_path, n, effort):
     X = mixed(n)[["real", "positive", "few", *(["class"] if n > 40 else ["count", "class", "size", "flag", "day"])]]
-    there = VAEImputer(device=far, max_iter=6, random_state=0).fit(X)
+    there = VAEImputer(effort=effort, device=far, max_iter=6, random_state=0).fit(X)
     there.save(tmp_path / "m")
     here = VAEImputer.load(tmp_path / "m", device="cpu")
     numbers = ["real", "positive", "few"]

@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vaeimpute.gaussian.factor_analysis import FactorAnalysis
+from vaeimpute.gaussian.factor_analysis import FactorAnalysis, conditional, posterior
 from vaeimpute.gaussian.mixture import Mixture
 from vaeimpute.images.data import Images
 from vaeimpute.images.encoder import ImageEncoder
 from vaeimpute.likelihoods.families import LIKELIHOODS
 from vaeimpute.tables.data import Table
+from vaeimpute.tables.smoother import Given
 
 F64 = torch.float64
 KINDS = ("numeric", "numeric", "positive", "count", "ordinal", "categorical", "boolean")  # of the columns of `mixed`
@@ -197,3 +198,10 @@ def image_tensors(X, kind=None):
     encoder = ImageEncoder.fit(X, shape, kind=kind)
     values, observed, _ = encoder.encode(X)
     return Images(torch.as_tensor(values), torch.as_tensor(observed), shape, encoder.kind, encoder.max_level)
+
+
+def given_by(x, visible, model):
+    """What a linear VAE makes of rows whose hidden cells hold zero; the only one, so that it is the average as well."""
+    _, chol = posterior(x, visible > 0, model)
+    mean, variance = conditional(x, visible > 0, model)
+    return Given(x, visible, mean, variance, mean, torch.cholesky_inverse(chol))

@@ -98,7 +98,13 @@ def test_impute_changes_missing_cells_only(folder, fake):
     assert "Filled 4 of 20 cells: out.csv" in output
     want = CSV.replace("2,,,Rome", "2,34,True,Rome").replace("False,,", "False,Oslo,").replace("Rome,\n", "Rome,1.5\n")
     assert (folder / "out.csv").read_text() == want
-    assert fake.made[0].params == {"time_budget": None, "max_iter": None, "random_state": 0, "verbose": 0}
+    assert fake.made[0].params == {
+        "effort": "auto",
+        "time_budget": None,
+        "max_iter": None,
+        "random_state": 0,
+        "verbose": 0,
+    }
 
 
 def test_iso_dates_in_csv_are_dates_and_stay_as_written(folder, fake):
@@ -117,8 +123,10 @@ def test_a_column_with_missing_cells_has_the_dtype_of_one_without(folder, fake):
 
 
 def test_options_reach_the_estimator(folder, fake):
-    succeeds("impute in.csv -o out.csv --seed 7 --time-budget 2.5 --max-iter 9 --verbose --n-imputations 2")
-    assert fake.made[0].params == {"time_budget": 2.5, "max_iter": 9, "random_state": 7, "verbose": 1}
+    succeeds(
+        "impute in.csv -o out.csv --seed 7 --effort full --time-budget 2.5 --max-iter 9 --verbose --n-imputations 2"
+    )
+    assert fake.made[0].params == {"effort": "full", "time_budget": 2.5, "max_iter": 9, "random_state": 7, "verbose": 1}
     assert fake.made[0].calls == [(2, 7)]
 
 

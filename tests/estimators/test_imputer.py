@@ -1,6 +1,7 @@
 """VAEImputer keeps what is known and imputes what is not, whatever the table, in the time that it has."""
 
 import json
+import pickle
 import time
 import warnings
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from containers import CELLS, GOOD, REAL, WORD, N, array, assert_completes, columns, polars
+from sklearn.utils._param_validation import InvalidParameterError
+from toy import frame
 
 from vaeimpute import VAEImputer
 from vaeimpute.training import runtime
@@ -171,23 +174,81 @@ def curved(n=60):
     return X
 
 
-def test_time_budget_is_kept():
+def stages(fitted):
+    return [record["model"] for record in fitted.history_]
+
+
+def test_effort_is_checked_by_name():
+    with pytest.raises(InvalidParameterError, match=r"'effort' parameter.*'auto'.*Got 'most' instead"):
+        imputer(effort="most").fit(curved())
+
+
+def test_time_budget_is_kept_and_what_it_left_out_is_named():
     start = time.monotonic()
-    fitted = imputer(time_budget=0.5).fit(curved(400))
-    assert time.monotonic() - start < 10  # the linear start, one step of each model and the scores come on top
+    fitted = imputer(time_budget=1e-3)
+    with pytest.warns(UserWarning, match=r"too short; left out: .*\. The best so far is kept\.$") as caught:
+        fitted.fit(curved(400))
+    assert time.monotonic() - start < 10  # the linear start and the scores come on top
+    for what in ("further ranks of the linear start", "smoothers", "rows that calibrate scores"):
+        assert what in str(caught[0].message)
+    assert "joint" not in str(caught[0].message)  # which is not wanted
+    assert stages(fitted) == ["linear"]
+    assert fitted.n_iter_ == 1
     assert np.isfinite(fitted.transform(curved(400))).all()
+    assert np.isfinite(fitted.anomaly_score(curved(400))).all()
     seconds = [record["seconds"] for record in fitted.history_]
     assert seconds == sorted(seconds)
 
 
-def test_max_iter_is_kept_by_each_model():
-    steps = {}
-    for max_iter in (5, 30):
-        history = imputer(max_iter=max_iter).fit(curved()).history_
-        for name in ("joint", "conditional"):
-            steps[name, max_iter] = max(record["step"] for record in history if record["model"] == name)
-    assert all(0 < taken <= max_iter for (_, max_iter), taken in steps.items())
-    assert steps["joint", 30] > 20  # the others are for the refit
+def test_a_short_time_budget_of_a_full_fit_names_the_networks():
+    fitted = imputer(effort="full", time_budget=1e-3)
+    with pytest.warns(UserWarning, match="left out: .*further closed forms, networks of the joint model"):
+        fitted.fit(curved(120))
+    assert stages(fitted) == ["linear"]
+    assert np.isfinite(fitted.transform(curved(120))).all()
+
+
+def test_networks_that_a_time_budget_cuts_short_are_named(monkeypatch):
+    monkeypatch.setattr("vaeimpute.tables.fit._JOINT_SHARE", 0)  # all else fits in
+    fitted = imputer(effort="full", time_budget=1e4, max_iter=20)
+    with pytest.warns(UserWarning, match="time_budget was too short; left out: .*joint"):
+        fitted.fit(curved())
+    assert max(record["step"] for record in fitted.history_ if record["model"] == "joint") < 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("effort", ["auto", "full"])
+def test_a_time_budget_bounds_a_fit(effort):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2000, 5)) @ rng.normal(size=(5, 30)) + 0.5 * rng.normal(size=(2000, 30))
+    X[:, 1] = X[:, 0] ** 2
+    X[rng.random(X.shape) < 0.2] = np.nan
+    imputer().fit(curved())  # what is imported at the first fit is not the fit's
+    start = time.monotonic()
+    fitted = imputer(effort=effort, time_budget=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "time_budget was too short", UserWarning)
+        fitted.fit(X)
+    assert time.monotonic() - start < 1.5 * 1 + 1
+    assert np.isfinite(fitted.transform(X)).all()
+
+
+def test_a_time_budget_that_is_long_enough_says_nothing_and_changes_nothing():
+    X = curved()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted = imputer(time_budget=1000, max_iter=10).fit(X)
+    np.testing.assert_array_equal(fitted.transform(X), imputer(max_iter=10).fit(X).transform(X))
+
+
+@pytest.mark.parametrize(("effort", "names"), [("auto", {"smoother"}), ("full", {"smoother", "joint"})])
+@pytest.mark.parametrize("max_iter", [1, 5, 30])
+def test_max_iter_is_kept_by_each_stage(effort, names, max_iter):
+    history = imputer(effort=effort, max_iter=max_iter).fit(curved()).history_
+    steps = {name: max(record["step"] for record in history if record["model"] == name) for name in names}
+    assert steps["smoother"] == max_iter
+    if effort == "full":
+        assert 0.7 * max_iter < steps["joint"] <= max_iter  # the others are for the refit
 
 
 def test_a_fit_that_takes_no_step_says_one_iteration():
@@ -195,14 +256,35 @@ def test_a_fit_that_takes_no_step_says_one_iteration():
     assert imputer(max_iter=5).fit(array()).n_iter_ == 1
 
 
-def test_history_tells_every_evaluation():
-    fitted = imputer(max_iter=10).fit(curved())
-    assert {record["model"] for record in fitted.history_} == {"joint", "conditional"}
+CLOSED_FORM = ["linear", "smoother", "random features"]
+
+
+@pytest.mark.parametrize(
+    ("n", "effort", "names"),
+    [
+        (20, "auto", ["linear"]),  # so few rows that they teach nothing else
+        (60, "auto", CLOSED_FORM[:2]),
+        (120, "auto", CLOSED_FORM),
+        (20, "full", 4 * ["linear"]),
+        (120, "full", [*4 * CLOSED_FORM, "joint", "joint"]),
+    ],
+)
+def test_history_tells_every_evaluation(n, effort, names):
+    fitted = imputer(effort=effort, max_iter=10).fit(curved(n))
+    assert stages(fitted) == names
     for record in fitted.history_:
-        assert set(record) >= {"model", "step", "error", "seconds"}
+        assert set(record) >= {"model", "step", "error", "relative_error", "seconds"}
         assert np.isfinite(record["error"])
-    assert fitted.n_iter_ == max(record["step"] for record in fitted.history_) > 0
+    assert fitted.n_iter_ == max(1, *(record["step"] for record in fitted.history_))
+    seconds = [record["seconds"] for record in fitted.history_]
+    assert seconds == sorted(seconds)
+    assert fitted.history_[0]["relative_error"] == 1
     json.dumps(fitted.history_)
+
+
+def test_what_is_curved_is_learnt_by_the_closed_form():
+    errors = {record["model"]: record["relative_error"] for record in imputer().fit(curved(400)).history_}
+    assert errors["random features"] <= errors["smoother"] < 0.6 * errors["linear"]
 
 
 def interrupt_at(monkeypatch, n_evaluations):
@@ -222,14 +304,24 @@ def interrupt_at(monkeypatch, n_evaluations):
     return seen
 
 
-@pytest.mark.parametrize("n_evaluations", [1, 2])
-def test_ctrl_c_keeps_the_best_so_far_and_says_so(monkeypatch, n_evaluations):
+@pytest.mark.parametrize(
+    ("effort", "n_evaluations", "told"),
+    [
+        ("auto", 1, [("linear", 0), ("smoother", 0)]),  # no step of a later stage is taken
+        ("auto", 2, [("linear", 0), ("smoother", 20)]),
+        ("auto", 3, [("linear", 0), ("smoother", 20), ("random features", 1)]),
+        ("full", 2, [("linear", 0), ("smoother", 20)]),  # no other closed form, and no networks
+        ("full", 13, [*4 * [("linear", 0), ("smoother", 20), ("random features", 1)], ("joint", 16)]),
+    ],
+)
+def test_ctrl_c_keeps_the_best_so_far_and_says_so(monkeypatch, effort, n_evaluations, told):
     seen = interrupt_at(monkeypatch, n_evaluations)
-    fitted = imputer(max_iter=20)
+    fitted = imputer(effort=effort, max_iter=20)
     with pytest.warns(UserWarning, match="fit was interrupted: the best weights so far are kept"):
-        fitted.fit(curved())
-    assert len(seen) == n_evaluations
-    assert np.isfinite(fitted.transform(curved())).all()
+        fitted.fit(curved(120))
+    assert [(record["model"], record["step"]) for record in seen] == told
+    assert np.isfinite(fitted.transform(curved(120))).all()
+    assert np.isfinite(fitted.anomaly_score(curved(120))).all()
     assert fitted.n_iter_ > 0
 
 
@@ -237,13 +329,85 @@ def test_ctrl_c_keeps_the_best_so_far_and_says_so(monkeypatch, n_evaluations):
 def test_verbose_shows_the_evaluations(monkeypatch, capsys, with_rich):
     if not with_rich:
         monkeypatch.setattr(runtime, "find_spec", lambda name: None)
-    imputer(verbose=1, max_iter=4).fit(curved())
+    imputer(verbose=1, max_iter=4, effort="full").fit(curved(120))
     shown = "".join(capsys.readouterr())
-    assert "joint" in shown
-    assert "conditional" in shown
-    assert "error" in shown
+    for name in (*CLOSED_FORM, "joint", "error"):
+        assert name in shown
     imputer(max_iter=4).fit(curved())
     assert "".join(capsys.readouterr()) == ""
+
+
+# --- the same answer, wherever it is asked for ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["auto", "full"])
+def fitted_to_frame(request):
+    """Rows of all kinds, and what learnt them; with networks, too."""
+    X = frame()
+    fitted = imputer(effort=request.param, max_iter=10).fit(X)
+    assert stages(fitted)[-1] == {"auto": "random features", "full": "joint"}[request.param]
+    return fitted, X
+
+
+def new_rows(n):
+    """Other rows of the same table: cells of the training rows, dealt anew."""
+    X, rng = frame(), np.random.default_rng(0)
+    return X.apply(lambda cells: cells.iloc[rng.choice(len(cells), n)].reset_index(drop=True))
+
+
+ANSWERS = ("impute", "log_likelihood", "anomaly_score", "cell_anomaly_score", "encode")
+
+
+def together(answers):
+    return pd.concat([pd.DataFrame(answer) for answer in answers], ignore_index=True)
+
+
+@pytest.mark.parametrize(("method", "point"), [*((method, "mean") for method in ANSWERS), ("impute", "median")])
+def test_single_rows_get_the_answers_that_they_get_in_a_batch(fitted_to_frame, method, point):
+    fitted = pickle.loads(pickle.dumps(fitted_to_frame[0])).set_params(point=point)
+    ask = getattr(fitted, method)
+    for X in (new_rows(12), fitted_to_frame[1].iloc[:12]):
+        alone = together(ask(X.iloc[[i]]) for i in range(len(X)))
+        # Ranks among 120 rows, which are 1/120 apart, are steep where two rows of them score alike.
+        off = 2e-3 if "anomaly" in method else 1e-4
+        pd.testing.assert_frame_equal(alone, together([ask(X)]), rtol=off, atol=off)
+
+
+@pytest.mark.parametrize("point", ["mean", "median"])
+def test_training_rows_get_the_same_answer_whatever_the_batch(fitted_to_frame, point):
+    """They are known by what they hold: among other rows, in another order, or twice."""
+    fitted, X = fitted_to_frame
+    fitted = pickle.loads(pickle.dumps(fitted)).set_params(point=point)
+    want = together([fitted.impute(X)])
+    for order in (np.arange(len(X))[::-1], np.random.default_rng(0).permutation(len(X)), np.repeat(np.arange(30), 2)):
+        got = together([fitted.impute(X.iloc[order])])
+        pd.testing.assert_frame_equal(got, want.iloc[order].reset_index(drop=True), rtol=1e-5, atol=1e-5)
+    among = fitted.impute(pd.concat([new_rows(40), X], ignore_index=True)).iloc[40:].reset_index(drop=True)
+    pd.testing.assert_frame_equal(among, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_training_row_is_not_told_by_itself():
+    """Noise that nothing tells: a row that saw itself would be imputed with what it holds elsewhere."""
+    X = np.random.default_rng(0).normal(size=(200, 3))
+    fitted = imputer().fit(X)
+    hidden = X.copy()
+    hidden[:, 2] = np.nan
+    assert np.corrcoef(fitted.impute(hidden)[:, 2], X[:, 2])[0, 1] < 0.4
+
+
+def test_a_full_fit_outlives_a_file_and_a_pickle(fitted_to_frame, tmp_path):
+    fitted, X = fitted_to_frame
+    fitted.save(tmp_path / "m")
+    for copy in (VAEImputer.load(tmp_path / "m"), pickle.loads(pickle.dumps(fitted))):
+        assert copy.effort == fitted.effort
+        assert copy.history_ == fitted.history_
+        for rows in (X[:20], new_rows(20)):
+            for method in ANSWERS:
+                one, other = (together([getattr(model, method)(rows)]) for model in (copy, fitted))
+                pd.testing.assert_frame_equal(one, other, rtol=0, atol=0)
+            one, other = (together(model.impute(rows, 2, random_state=0)) for model in (copy, fitted))
+            pd.testing.assert_frame_equal(one, other, rtol=0, atol=0)
+        pd.testing.assert_frame_equal(copy.sample(5, random_state=0), fitted.sample(5, random_state=0))
 
 
 # --- odd tables that must work ----------------------------------------------------------------------------------------

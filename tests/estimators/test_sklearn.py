@@ -65,13 +65,21 @@ def linear():
 
 @pytest.fixture(scope="module")
 def trained():
-    """With networks that have learnt something."""
+    """With smoothers that have learnt something."""
     trained = imputer(max_iter=80).fit(curved())
     assert min(record["relative_error"] for record in trained.history_) < 0.95
     return trained
 
 
-@pytest.fixture(params=["linear", "trained"])
+@pytest.fixture(scope="module")
+def full():
+    """With several closed forms, and networks."""
+    full = imputer(effort="full", max_iter=5).fit(curved())
+    assert full.history_[-1]["model"] == "joint"
+    return full
+
+
+@pytest.fixture(params=["linear", "trained", "full"])
 def fitted(request):
     return request.getfixturevalue(request.param)
 
@@ -175,10 +183,12 @@ def test_same_seed_same_result():
     np.testing.assert_array_equal(*generators)
 
 
-def test_same_seed_same_result_with_networks(trained):
-    again, X = imputer(max_iter=80).fit(curved()), curved(20, seed=1)
-    np.testing.assert_array_equal(again.transform(X), trained.transform(X))
-    np.testing.assert_array_equal(again.log_likelihood(X), trained.log_likelihood(X))
+@pytest.mark.parametrize("name", ["trained", "full"])
+def test_same_seed_same_result_with_all_stages(name, request):
+    first, X = request.getfixturevalue(name), curved(20, seed=1)
+    again = clone(first).fit(curved())
+    np.testing.assert_array_equal(again.transform(X), first.transform(X))
+    np.testing.assert_array_equal(again.log_likelihood(X), first.log_likelihood(X))
 
 
 def test_fit_again_forgets_the_first_fit():

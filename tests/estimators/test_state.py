@@ -133,13 +133,15 @@ def test_names_that_cannot_be_saved(tmp_path):
 # --- copies -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["linear", "trained", "detector", "robust detector of a frame"])
+@pytest.fixture(scope="module", params=["linear", "trained", "full", "detector", "robust detector of a frame"])
 def fitted(request):
     """An estimator, and new rows for it."""
     if request.param == "linear":
         return VAEImputer(dtype="float64", random_state=0).fit(correlated()), correlated(20, seed=1)
     if request.param == "trained":
         return VAEImputer(max_iter=20, random_state=0).fit(curved()), curved(20, seed=1)
+    if request.param == "full":
+        return VAEImputer(effort="full", max_iter=5, random_state=0).fit(curved()), curved(20, seed=1)
     if request.param == "detector":
         detector = VAEOutlierDetector(dtype="float64", random_state=np.random.RandomState(0))
         return detector.fit(correlated(60)), correlated(20, seed=1)

@@ -61,6 +61,8 @@ BAD_PARAMS = {
     "point": ({"point": "mode"}, "'point' parameter.*mean"),
     "add_indicator": ({"add_indicator": "yes"}, "'add_indicator' parameter"),
     "keep_empty_features": ({"keep_empty_features": 2}, "'keep_empty_features' parameter"),
+    "effort unknown": ({"effort": "most"}, "'effort' parameter.*auto"),
+    "effort no text": ({"effort": 2}, "'effort' parameter"),
     "time_budget zero": ({"time_budget": 0}, "'time_budget' parameter"),
     "time_budget text": ({"time_budget": "1m"}, "'time_budget' parameter"),
     "max_iter zero": ({"max_iter": 0}, "'max_iter' parameter"),

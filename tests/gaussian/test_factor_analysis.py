@@ -13,12 +13,11 @@ from torch.distributions import MultivariateNormal
 from vaeimpute.batching import row_slices
 from vaeimpute.gaussian.factor_analysis import (
     FactorAnalysis,
-    choose_factor_analysis,
     conditional,
-    conditional_mean,
     fit_factor_analysis,
     log_likelihood,
     posterior,
+    widened,
 )
 
 F64 = torch.float64
@@ -57,7 +56,7 @@ def test_posterior_conditional_and_likelihood_are_those_of_the_gaussian(size):
     values, observed, model = table(5, n_features, rank, missing=0.4, seed=seed)
     values[~observed] = torch.nan  # what is stored in a missing cell has no influence
     m, chol = posterior(values, observed, model)
-    mean, variance, _ = conditional(values, observed, model)
+    mean, variance = conditional(values, observed, model)
     log_p = log_likelihood(values, observed, model)
     sigma = covariance(model)
     for i, o in enumerate(observed):
@@ -86,7 +85,7 @@ def test_the_likelihood_obeys_the_chain_rule():
     for column in range(4):
         before = full.clone()
         before[:, column:] = False
-        mean, variance, _ = conditional(values, before, model)
+        mean, variance = conditional(values, before, model)
         total += torch.distributions.Normal(mean, variance.sqrt()).log_prob(values)[:, column]
     torch.testing.assert_close(log_likelihood(values, full, model), total)
 
@@ -109,7 +108,7 @@ def test_precision_is_an_argument():
     low = model.to(torch.float32)
     assert all(p.dtype == torch.float32 for p in low)
     assert low.rank == model.rank == 2
-    mean, _, _ = conditional(values.float(), observed, low)
+    mean, _ = conditional(values.float(), observed, low)
     torch.testing.assert_close(mean.double(), conditional(values, observed, model)[0], rtol=1e-4, atol=1e-4)
 
 
@@ -172,14 +171,49 @@ def test_batches_of_rows_do_not_matter():
     torch.testing.assert_close(covariance(one), covariance(other), rtol=1e-8, atol=1e-8)
 
 
-def test_the_mean_alone_for_other_values_in_the_same_cells():
-    g = torch.Generator().manual_seed(3)
-    model = random_model(5, 2, g, lead=(3,))  # of three members
-    values = torch.randn(3, 4, 7, 5, dtype=F64, generator=g)  # four sets of values in the same seven rows
-    observed = torch.rand(3, 1, 7, 5, generator=g) < 0.6
-    inverse = conditional(values[:, 0], observed[:, 0], model).inverse
-    mean = conditional_mean(values, observed, model.per_head(), inverse)
-    torch.testing.assert_close(mean, conditional(values, observed.expand_as(values), model.per_head()).mean)
+def test_a_fit_goes_on_from_where_it_was():
+    values, observed, _ = table(200, 5, 2)
+    half = fit_factor_analysis(values, observed, 2, n_iter=4, tol=0.0)
+    on = fit_factor_analysis(values, observed, 2, n_iter=3, tol=0.0, start=half)
+    torch.testing.assert_close(tuple(on), tuple(fit_factor_analysis(values, observed, 2, n_iter=7, tol=0.0)))
+    assert not torch.equal(on.W, half.W)
+
+
+def test_the_end_of_a_fit_is_its_fixed_point():
+    values, observed, _ = table(200, 5, 2)
+    end = fit_factor_analysis(values, observed, 2, n_iter=500, tol=1e-12)
+    torch.testing.assert_close(
+        covariance(fit_factor_analysis(values, observed, 2, n_iter=1, start=end)), covariance(end), rtol=0, atol=1e-4
+    )
+
+
+def test_a_wider_start_keeps_the_narrow_fit_and_adds_what_is_left():
+    """The rest of rows that a second factor moves points along this factor."""
+    values, observed, truth = table(2000, 6, 2, missing=0.1)
+    narrow = fit_factor_analysis(values, observed, 1, n_iter=100)
+    wide = widened(narrow, values, observed, 2)
+    assert torch.equal(wide.W[:, :1], narrow.W)
+    assert torch.equal(wide.b, narrow.b)
+    assert torch.equal(wide.psi, narrow.psi)
+    both = torch.linalg.qr(truth.W)[0]
+    added = wide.W[:, 1] / wide.W[:, 1].norm()
+    assert (both.T @ added).norm() > 0.9  # within the plane of the true loadings
+    before, after = (
+        log_likelihood(values, observed, fit_factor_analysis(values, observed, 2, n_iter=5, start=start)).sum()
+        for start in (narrow._replace(W=torch.nn.functional.pad(narrow.W, (0, 1))), wide)
+    )
+    assert after > before + 100  # without a direction of its own, a latent of zeros stays one
+
+
+@pytest.mark.parametrize("rank", [2, 5, 9])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 4), (50, 4)])
+def test_a_wider_start_of_odd_tables_does_not_break(shape, rank):
+    """More latents than columns or rows: those that have nothing to say are zero."""
+    values, observed, _ = table(*shape, 1)
+    wide = widened(fit_factor_analysis(values, observed, 1), values, observed, rank)
+    assert wide.rank == rank
+    assert (wide.W != 0).any(0).sum() <= 1 + min(shape)
+    assert all(part.isfinite().all() for part in (*wide, *fit_factor_analysis(values, observed, rank, start=wide)))
 
 
 def test_noise_stays_above_the_floor():
@@ -232,49 +266,7 @@ def test_odd_tables_do_not_break(shape, rank, spoil):
         spoil(values, observed)
     model = fit_factor_analysis(values, observed, rank, 1e-4)
     assert model.W.shape == (shape[1], rank)
-    mean, variance, _ = conditional(values, observed, model)
+    mean, variance = conditional(values, observed, model)
     for tensor in (*model, mean, variance, log_likelihood(values, observed, model)):
         assert tensor.isfinite().all()
     assert (model.psi >= 1e-4).all()
-
-
-def held_out_cells(observed, seed):
-    return observed & (torch.rand(observed.shape, generator=torch.Generator().manual_seed(seed)) < 0.15)
-
-
-@pytest.mark.parametrize("rank", [1, 2, 4])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_true_rank_is_chosen(rank, seed):
-    g = torch.Generator().manual_seed(seed)
-    W = torch.linalg.qr(torch.randn(16, rank, dtype=F64, generator=g))[0] * 3
-    truth = FactorAnalysis(W, torch.zeros(16, dtype=F64), torch.full((16,), 0.1, dtype=F64))
-    values = torch.randn(1500, rank, dtype=F64, generator=g) @ truth.W.T
-    values += truth.psi.sqrt() * torch.randn(1500, 16, dtype=F64, generator=g)
-    observed = torch.rand(1500, 16, generator=g) < 0.9
-    floor = torch.full((16,), 1e-2, dtype=F64)
-    chosen, chosen_floor = choose_factor_analysis(values, observed, held_out_cells(observed, seed), floor)
-    assert chosen == rank
-    torch.testing.assert_close(chosen_floor, floor)  # noise of 0.1 supports no smaller one
-
-
-@pytest.mark.parametrize(("noise", "expected"), [(0.1, 1e-2), (1e-6, 1e-4)])
-def test_the_floor_follows_the_noise(noise, expected):
-    g = torch.Generator().manual_seed(0)
-    values = torch.randn(600, 2, dtype=F64, generator=g) @ torch.randn(2, 8, dtype=F64, generator=g)
-    values += noise**0.5 * torch.randn(600, 8, dtype=F64, generator=g)
-    values = values / values.std(0)
-    observed = torch.ones(600, 8, dtype=torch.bool)
-    floor = torch.full((8,), 1e-2, dtype=F64)
-    floor[0] = 0.5  # a floor above the ladder, as classes have, stays
-    _, chosen = choose_factor_analysis(values, observed, held_out_cells(observed, 0), floor)
-    assert chosen[0] == 0.5
-    torch.testing.assert_close(chosen[1:], torch.full((7,), expected, dtype=F64))
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 5), (4, 3)])
-def test_tiny_tables_get_a_rank(shape):
-    values, observed, _ = table(*shape, 1)
-    held_out = torch.zeros_like(observed)
-    rank, floor = choose_factor_analysis(values, observed, held_out, torch.full(shape[1:], 1e-2, dtype=F64))
-    assert rank == 1
-    assert floor.shape == shape[1:]

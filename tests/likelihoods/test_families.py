@@ -150,6 +150,28 @@ def test_parameters_say_what_the_gaussian_says(family, log_scale):
         assert ((expected - x).abs() <= width + math.exp(log_scale)).all()
 
 
+@families
+def test_expectations_of_a_gaussian_are_its_mean_where_a_column_can_have_it(family, g):
+    """Of classes the probabilities that its parameters have; of few values no less than the least, no more than most.
+
+    (Not the mean of these classes: a wide Gaussian would put weight on rare values far away.)
+    """
+    likelihood = group(family)
+    mean = 3 * torch.randn(50, likelihood.n_features, dtype=F64, generator=g)
+    log_scale = torch.randn(50, likelihood.n_features, dtype=F64, generator=g)
+    ours = likelihood.gaussian_expectations(mean, log_scale)
+    if family in CLASSES:
+        expected = likelihood.expectations(likelihood.from_gaussian(mean, log_scale))
+    elif family == "discrete":
+        points = [torch.tensor(spec.points, dtype=F64) for spec in training_cells(family)[1]]
+        low, high = (torch.stack([end(p) for p in points]) for end in (torch.min, torch.max))
+        expected = mean.clamp(low, high)
+        assert (expected != mean).any()
+    else:
+        expected = mean
+    torch.testing.assert_close(ours, expected)
+
+
 def test_discrete_numbers_reproduce_a_gaussian_that_they_resolve():
     x = torch.linspace(-2, 2, 17, dtype=F64).repeat(20)
     likelihood = LIKELIHOODS["discrete"]([LIKELIHOODS["discrete"].fit(x, 0)], FLOOR).double()

@@ -9,18 +9,23 @@ import pytest
 import torch
 from toy import F64, KINDS, N_CATEGORIES, factor_analysis, mixed, numeric_table, rows_of
 
+from vaeimpute.gaussian.factor_analysis import FactorAnalysis
 from vaeimpute.gaussian.factor_analysis import log_likelihood as exact_log_likelihood
 from vaeimpute.persistence import from_state, to_state
+from vaeimpute.tables import fit as fit_module
+from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
 from vaeimpute.tables.data import Table
 from vaeimpute.tables.defaults import MIN_ROWS
 from vaeimpute.tables.fit import fit_ensemble, fit_imputer
-from vaeimpute.tables.models import ConditionalVAE, JointVAE
+from vaeimpute.tables.models import JointVAE
+from vaeimpute.tables.smoother_fit import SmootherTraining
 from vaeimpute.training.runtime import make_generator
 from vaeimpute.training.schedule import TimeBudget
 from vaeimpute.vae.inference import Ensemble, draw, impute, log_likelihood, sample
 
-NAMES = ("joint", "conditional")
-CLASSES = {kind.__name__: kind for kind in (JointVAE, ConditionalVAE, Ensemble)}
+CLOSED = ["linear", "smoother"]  # stages of less than 100 rows
+CLASSES = {kind.__name__: kind for kind in (JointVAE, ClosedFormVAE, ClosedFormStack, Ensemble)}
+EFFORTS = pytest.mark.parametrize("effort", fit_module.EFFORTS)
 
 
 def numbers(n, n_columns, missing=0.2):
@@ -53,32 +58,35 @@ def assert_cells_are_possible(cells, table):
 # ---- seeds and threads -------------------------------------------------------------------------------------------
 
 
-def test_the_same_seed_and_steps_give_the_same_fit_bit_for_bit():
+@pytest.mark.parametrize("effort", ["auto", pytest.param("full", marks=pytest.mark.slow)])
+def test_the_same_seed_and_steps_give_the_same_fit_bit_for_bit(effort):
     table, states = numbers(MIN_ROWS, 2), []
-    for global_seed, seed, max_iter in ((0, 3, 10), (1, 3, 10), (0, 4, 10), (0, 3, 5)):
+    for global_seed, seed, max_iter in ((0, 3, 6), (1, 3, 6), (0, 4, 6), (0, 3, 3)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(global_seed)
             state = torch.get_rng_state()
-            states.append(tensors_of(fit(table, seed, max_iter=max_iter)[0]))
+            states.append(tensors_of(fit(table, seed, max_iter=max_iter, effort=effort)[0]))
             assert torch.equal(torch.get_rng_state(), state)
     assert are_equal(states[0], states[1])
     assert not are_equal(states[0], states[2])
     assert not are_equal(states[0], states[3])
 
 
-def test_a_whole_fit_leaves_the_global_generator_as_it_was():
+@EFFORTS
+def test_a_whole_fit_leaves_the_global_generator_as_it_was(effort):
     state = torch.get_rng_state()
-    models = fit_imputer(mixed(60), seed=0, dtype=torch.float32, max_iter=4)
+    models = fit_imputer(mixed(60), seed=0, dtype=torch.float32, max_iter=4, effort=effort)
     assert torch.equal(torch.get_rng_state(), state)
     assert models.ensemble is not None
     assert not models.interrupted
+    assert models.left_out == ()
 
 
 def test_two_threads_that_fit_at_once_give_what_each_gives_alone():
-    tables = [mixed(60, seed=seed) for seed in range(2)]
+    tables = [mixed(45, seed=seed) for seed in range(2)]
 
     def learnt(place):
-        ensemble, _ = fit(tables[place], place, max_iter=6)
+        ensemble, _ = fit(tables[place], place, max_iter=3, effort=fit_module.EFFORTS[place])
         drawn = draw(ensemble, *tables[place][:2], 2, make_generator(place))
         return tensors_of(ensemble), drawn
 
@@ -93,47 +101,108 @@ def test_two_threads_that_fit_at_once_give_what_each_gives_alone():
 # ---- steps and seconds -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_iter", [1, 7, 40])
-def test_no_model_takes_more_steps_than_max_iter(max_iter):
+@pytest.mark.parametrize(
+    ("max_iter", "effort"),
+    [(1, "auto"), (7, "auto"), (40, "auto"), (7, "full"), pytest.param(40, "full", marks=pytest.mark.slow)],
+)
+def test_no_stage_takes_more_steps_than_max_iter(max_iter, effort):
     seen = []
-    _, history = fit(mixed(60), max_iter=max_iter, on_evaluation=lambda *told: seen.append(told))
-    assert [dict(record, model=name) for name, record, _ in seen] == [r for r in history if r["step"]]
-    for name in NAMES:
-        own = [record for record in history if record["model"] == name]
-        assert own[0]["step"] == 0
-        assert max(record["step"] for record in own) <= max_iter
-        totals = {n_steps for model, _, n_steps in seen if model == name}
-        assert all(n_steps <= max_iter for n_steps in totals)
+    _, history = fit(mixed(60), max_iter=max_iter, effort=effort, on_evaluation=lambda *told: seen.append(told))
+    assert [record for _, record, _ in seen] == [r for r in history if r["model"] != "joint" or r["step"]]
+    assert all(name == record["model"] for name, record, _ in seen)
+    assert max(record["step"] for record in history) <= max_iter
+    assert all(n_steps <= max_iter for _, _, n_steps in seen)
     assert max(record["step"] for record in history) > max_iter / 2
 
 
-def test_history_tells_of_both_models():
-    _, history = fit(numbers(60, 3), max_iter=60)
-    for name in NAMES:
-        own = [record for record in history if record["model"] == name]
-        assert own[0]["step"] == 0
-        steps, seconds, errors = ([record[key] for record in own] for key in ("step", "seconds", "error"))
+@pytest.mark.parametrize(
+    ("n", "effort"), [(60, "auto"), (110, "auto"), pytest.param(110, "full", marks=pytest.mark.slow)]
+)
+def test_history_tells_of_all_stages_in_their_order(n, effort):
+    _, history = fit(numbers(n, 3), max_iter=60, effort=effort)
+    stages = [record["model"] for record in history]
+    closed = CLOSED if n < 100 else [*CLOSED, "random features"]
+    if effort == "auto":
+        assert stages == closed
+    else:
+        assert stages[: 4 * len(closed)] == 4 * closed
+        assert set(stages[4 * len(closed) :]) == {"joint"}
+        steps = [record["step"] for record in history[4 * len(closed) :]]
+        assert steps[0] == 0
         assert steps == sorted(set(steps))
-        assert seconds == sorted(seconds)
-        assert all(math.isfinite(error) for error in errors)
+    seconds = [record["seconds"] for record in history]
+    assert seconds == sorted(seconds)
+    for record in history:
+        assert math.isfinite(record["error"])
+        assert record["relative_error"] == 1 or record["step"]
 
 
-def test_a_spent_budget_leaves_the_linear_model():
+def test_an_auto_fit_is_one_closed_form_and_the_joint_model_is_its_linear_vae():
+    ensemble, _ = fit(mixed(60))
+    assert isinstance(ensemble.conditional, ClosedFormVAE)
+    assert not ensemble.joint.sizes.width
+    best = ensemble.conditional.linear_vaes[0]
+    assert torch.equal(ensemble.joint.W[0], best.W[:, : ensemble.joint.n_latent])
+    assert torch.equal(ensemble.joint.b[0], best.b)
+    assert not ensemble.stacking_weight.any()
+
+
+def test_a_full_fit_has_networks_and_averages_four_closed_forms():
+    ensemble, _ = fit(mixed(60), effort="full", max_iter=20)
+    assert isinstance(ensemble.conditional, ClosedFormStack)
+    assert len(ensemble.conditional.models) == 4
+    assert ensemble.joint.sizes.width
+    assert ensemble.joint.n_members > 1
+    assert ((ensemble.stacking_weight >= 0) & (ensemble.stacking_weight <= 1)).all()
+    assert ensemble.stacking_weight.any()
+    alone, _ = fit(mixed(60), max_iter=20)
+    first = ensemble.conditional.models[0]
+    assert are_equal(tensors_of(first), tensors_of(alone.conditional))  # what a full fit adds, it adds to the auto fit
+    assert not are_equal(tensors_of(first), tensors_of(ensemble.conditional.models[1]))
+
+
+def test_a_full_fit_of_few_rows_has_no_networks():
+    ensemble, history = fit(numbers(MIN_ROWS - 1, 3), effort="full")
+    assert [record["model"] for record in history] == ["linear"] * 4
+    assert not ensemble.joint.sizes.width
+
+
+@EFFORTS
+def test_a_spent_budget_leaves_the_linear_model_and_says_so(effort):
     table = mixed(60)
-    models = fit_imputer(table, seed=0, dtype=F64, time_budget=1e-9)
+    models = fit_imputer(table, seed=0, dtype=F64, time_budget=1e-9, effort=effort)
     assert not models.interrupted
-    assert [record["step"] for record in models.history] == [0, 0]
+    assert [(record["model"], record["step"]) for record in models.history] == [("linear", 0)]
+    linear = ("further ranks of the linear start", "lower noise floors of the linear start")
+    more = ("further closed forms", "networks of the joint model") if effort == "full" else ()
+    assert models.left_out == (*linear, "smoothers", *more, "most of the rows that calibrate scores")
     assert_cells_are_possible(impute(models.ensemble, table.values, table.observed), table)
 
 
-def test_an_interrupt_leaves_the_best_so_far():
+def test_an_interrupt_leaves_the_best_so_far_of_the_networks():
     def interrupt(model, record, n_steps):
-        raise KeyboardInterrupt
+        if model == "joint":
+            raise KeyboardInterrupt
 
     table = mixed(60)
-    models = fit_imputer(table, seed=0, dtype=F64, on_evaluation=interrupt)
+    models = fit_imputer(table, seed=0, dtype=F64, on_evaluation=interrupt, effort="full", max_iter=30)
     assert models.interrupted
-    assert max(record["step"] for record in models.history) <= 50
+    assert max(record["step"] for record in models.history if record["model"] == "joint") <= 50
+    assert_cells_are_possible(impute(models.ensemble, table.values, table.observed), table)
+
+
+def test_an_interrupt_of_the_smoothers_ends_a_full_fit(monkeypatch):
+    """What comes after it does not begin."""
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SmootherTraining, "run", interrupt)
+    table = mixed(60)
+    models = fit_imputer(table, seed=0, dtype=F64, effort="full")
+    assert models.interrupted
+    assert [record["model"] for record in models.history] == CLOSED
+    assert models.left_out[-3:-1] == ("further closed forms", "networks of the joint model")
     assert_cells_are_possible(impute(models.ensemble, table.values, table.observed), table)
 
 
@@ -143,10 +212,9 @@ def test_an_interrupt_leaves_the_best_so_far():
 def test_below_forty_rows_the_linear_model_alone_imputes():
     table = numbers(MIN_ROWS - 5, 4)
     ensemble, history = fit(table)
-    assert [record["step"] for record in history] == [0, 0]
-    backbone, values = ensemble.joint.backbone, [part.expand(4, -1, -1) for part in table[:2]]
-    members = exact_log_likelihood(*values, backbone)
-    expected = torch.logsumexp(members, 0) - math.log(len(members))
+    assert [record["step"] for record in history] == [0]
+    backbone = FactorAnalysis(*(part[0] for part in ensemble.joint.backbone))
+    expected = exact_log_likelihood(*table[:2], backbone)
     torch.testing.assert_close(log_likelihood(ensemble, *table[:2]), expected, rtol=0, atol=1e-9)
     again = from_state(*to_state({"e": ensemble}), CLASSES, torch.device("cpu"))["e"]
     assert torch.equal(impute(again, *table[:2]), impute(ensemble, *table[:2]))
@@ -173,16 +241,56 @@ def _nothing(values, observed):
     observed[:] = False
 
 
-@pytest.mark.parametrize("spoil", [_all_missing, _constant, _empty_rows, _complete, _nothing])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (20, 1), (20, 3), (MIN_ROWS, 1), (MIN_ROWS, 3)], ids=str)
-def test_odd_tables_do_not_break(shape, spoil):
+def _one_cell_left(values, observed):
+    observed[:, 0] = False
+    observed[0, 0] = True
+
+
+def assert_fits(shape, spoil, effort):
     table = numbers(*shape)
-    spoil(*table[:2])
+    if spoil is not None:
+        spoil(*table[:2])
     table = table._replace(values=torch.where(table.observed, table.values, 0))
-    ensemble, _ = fit(table, max_iter=8)
+    ensemble, _ = fit(table, max_iter=4, effort=effort)
     assert_cells_are_possible(impute(ensemble, *table[:2]), table)
     assert_cells_are_possible(draw(ensemble, *table[:2], 3, make_generator(0)), table)
     assert log_likelihood(ensemble, *table[:2]).isfinite().all()
+
+
+SPOILT = [None, _all_missing, _one_cell_left, _constant, _empty_rows, _complete, _nothing]
+SHAPES = [(1, 1), (1, 3), (2, 2), (3, 1), (5, 3), (MIN_ROWS - 1, 2), (MIN_ROWS, 1), (MIN_ROWS, 3)]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_odd_tables_do_not_break(shape, spoil):
+    assert_fits(shape, spoil, "auto")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spoil", SPOILT)
+@pytest.mark.parametrize("shape", [(2, 2), (MIN_ROWS, 1), (MIN_ROWS, 3)], ids=str)
+def test_odd_tables_do_not_break_a_full_fit(shape, spoil):
+    assert_fits(shape, spoil, "full")
+
+
+@pytest.mark.parametrize(
+    ("n", "effort"),
+    [
+        (2, "auto"),
+        (5, "auto"),
+        (MIN_ROWS, "auto"),
+        (110, "auto"),
+        (5, "full"),
+        pytest.param(110, "full", marks=pytest.mark.slow),
+    ],
+)
+def test_classes_alone(n, effort):
+    table = mixed(n)
+    table = Table(table.values[:, 4:], table.observed[:, 4:], table.kinds[4:], table.n_categories[4:])
+    ensemble, _ = fit(table, max_iter=4, effort=effort)
+    assert_cells_are_possible(impute(ensemble, *table[:2]), table)
+    assert_cells_are_possible(draw(ensemble, *table[:2], 3, make_generator(0)), table)
 
 
 @pytest.mark.parametrize("kind", ["ordinal", "categorical", "boolean"])

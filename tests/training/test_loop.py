@@ -30,7 +30,7 @@ class Trial(NamedTuple):
     def get_batch(self, size, generator):
         rows = torch.randint(N, (M, size), generator=generator)
         member = torch.arange(M).unsqueeze(1)
-        return Batch(self.values[rows], self.validation.visible[member, rows], rows)
+        return Batch(self.values[rows], self.validation.visible[member, rows])
 
     def fit(self, schedule, budget=None, **options):
         budget = budget or TimeBudget()
@@ -54,7 +54,7 @@ def trial():
     fits = [fit_factor_analysis(values, v, 2) for v in visible]
     model = JointVAE(Sizes(M, 2, 16, 1, 0.0, -3.5), [CellSpec("gaussian")] * D, make_generator(0)).double()
     backbone = FactorAnalysis(*(torch.stack(p) for p in zip(*fits, strict=True)))
-    model.start(backbone, values, observed, random.generator)
+    model.start(backbone)
     return Trial(model.eval(), values, Validation(values, visible, held_out, latent_noise(model, 16)))
 
 
@@ -171,7 +171,7 @@ def test_a_model_learns_from_rows_that_are_made_on_the_fly():
     model = JointVAE(Sizes(1, 2, 32, 1, 0.0, -3.5), [CellSpec("gaussian")] * n_columns, make_generator(0)).double()
     nothing = FactorAnalysis(0 * truth.W, truth.b, torch.ones_like(truth.b))
     small = nothing._replace(W=0.1 * torch.eye(n_columns, 2, dtype=F64))  # a start that knows next to nothing
-    model.start(FactorAnalysis(*(p.unsqueeze(0) for p in small)), values, visible, make_generator(0))
+    model.start(FactorAnalysis(*(p.unsqueeze(0) for p in small)))
     validation = Validation(values, visible.unsqueeze(0), held_out, latent_noise(model, 8))
     schedule = Schedule(400, 64, 1e-2, (4, 4), evaluate_every=100)
     result = fit_model(model, get_batch, validation, [schedule], generator=make_generator(0), budget=TimeBudget())

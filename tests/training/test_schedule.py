@@ -65,3 +65,21 @@ def test_a_budget_is_spent_share_by_share():
     time.sleep(0.02)
     assert short.is_spent()
     assert short.elapsed() >= 0.02
+
+
+def test_a_stage_begins_while_its_share_is_left():
+    budget = TimeBudget(3600)
+    assert budget.allows("early", 0.5)
+    assert budget.left_out == []
+    assert not budget.allows("late", 0.0)
+    assert not budget.allows("late", 0.0)
+    assert budget.left_out == ["late"]  # once, however often it is asked for
+    assert not budget.allows("late", 0.5)  # what is left out stays out
+    assert budget.allows("early", 0.5)
+
+
+def test_after_an_interrupt_no_stage_begins():
+    budget = TimeBudget()
+    budget.interrupted = True
+    assert not budget.allows("networks", 0.9)
+    assert budget.left_out == ["networks"]

@@ -33,9 +33,10 @@ def table():
     return mixed()
 
 
-@pytest.fixture(scope="module")
-def ensemble(table):
-    return fit_ensemble(table, seed=0, dtype=F64, budget=TimeBudget(), max_iter=60)[0]
+@pytest.fixture(scope="module", params=["auto", "full"])
+def ensemble(table, request):
+    """Without networks, and with them."""
+    return fit_ensemble(table, seed=0, dtype=F64, budget=TimeBudget(), max_iter=60, effort=request.param)[0]
 
 
 def drawn(ensemble, table, n_draws, seed=0):
@@ -89,9 +90,9 @@ def test_a_row_does_not_depend_on_its_batch(ensemble, table, function):
 
 def test_slices_of_rows_do_not_matter(ensemble, table):
     """So many rows do not fit in one slice."""
-    times = 6
+    model = ensemble.joint
+    times = 1 + BUDGET // (model.numbers_per_row(model.n_draws) * len(table.values))
     values, observed = (part.repeat(times, 1) for part in table[:2])
-    assert len(values) * ensemble.joint.numbers_per_row(ensemble.joint.n_draws) > BUDGET
     once = log_likelihood(ensemble, *table[:2])
     torch.testing.assert_close(log_likelihood(ensemble, values, observed), torch.cat([once] * times))
     draws = draw(ensemble, values, observed, 3, make_generator(0))

@@ -121,9 +121,12 @@ class FittedModels:
         Records of all evaluations, each with the name of its model.
     interrupted : bool
         Whether Ctrl-C ended the training early.
+    left_out : tuple of str
+        What a time budget left no time for.
     """
 
     density: Density
     ensemble: Ensemble | None = None
     history: tuple[dict, ...] = ()
     interrupted: bool = False
+    left_out: tuple[str, ...] = ()

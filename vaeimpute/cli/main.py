@@ -61,8 +61,15 @@ _time_budget = click.option(
     metavar="S",
     help="Stop fitting after S seconds, at the best model so far.",
 )
+_effort = click.option(
+    "--effort",
+    type=click.Choice(["auto", "full"]),
+    default="auto",
+    show_default=True,
+    help="auto: closed form, in seconds; full: networks too, ten times as long.",
+)
 _max_iter = click.option(
-    "--max-iter", type=click.IntRange(min=1), metavar="N", help="Stop fitting after N training steps of each model."
+    "--max-iter", type=click.IntRange(min=1), metavar="N", help="Stop fitting after N training steps of each stage."
 )
 _verbose = click.option("--verbose", is_flag=True, help="Show the progress of the fit.")
 _force = click.option("--force", is_flag=True, help="Replace files that exist.")
@@ -86,6 +93,7 @@ def main() -> None:
     help="Write M random draws instead of the one best guess: OUT_1, OUT_2, ...",
 )
 @_seed
+@_effort
 @_time_budget
 @_max_iter
 @_verbose
@@ -97,6 +105,7 @@ def impute(
     save: Path | None,
     n_imputations: int | None,
     seed: int,
+    effort: str,
     time_budget: float | None,
     max_iter: int | None,
     verbose: bool,
@@ -117,7 +126,8 @@ def impute(
             imputer = VAEImputer.load(model)
             frame = like_model(frame, imputer.encoder_.schema.columns)
         else:
-            options: dict[str, Any] = {"time_budget": time_budget, "max_iter": max_iter, "verbose": int(verbose)}
+            options: dict[str, Any] = {"effort": effort, "time_budget": time_budget}
+            options |= {"max_iter": max_iter, "verbose": int(verbose)}
             imputer = _fitted(VAEImputer(random_state=seed, **options), frame)
         filled: list[pd.DataFrame]
         if n_imputations is None:
@@ -189,14 +199,16 @@ def score(
     help="Folder for the filled table and the picture.",
 )
 @_seed
+@_effort
 @_time_budget
 @_max_iter
 @_verbose
-def demo(out: Path, seed: int, time_budget: float | None, max_iter: int | None, verbose: bool) -> None:
+def demo(out: Path, seed: int, effort: str, time_budget: float | None, max_iter: int | None, verbose: bool) -> None:
     """Hide 30% of a bundled table, impute it, and compare with the column mean and with KNN. Needs no network."""
     from vaeimpute import VAEImputer
 
-    options: dict[str, Any] = {"time_budget": time_budget, "max_iter": max_iter, "verbose": int(verbose)}
+    options: dict[str, Any] = {"effort": effort, "time_budget": time_budget}
+    options |= {"max_iter": max_iter, "verbose": int(verbose)}
     with _plain_messages():
         run_demo(out, seed, lambda frame: _fitted(VAEImputer(random_state=seed, **options), frame))
 

@@ -86,6 +86,9 @@ class BaseVAE(BaseEstimator, ABC):
         self.__dict__.update(learned(fitted))
         if models.interrupted:
             warnings.warn("fit was interrupted: the best weights so far are kept.", UserWarning, stacklevel=3)
+        elif models.left_out:
+            what = f"time_budget was too short; left out: {', '.join(models.left_out)}. The best so far is kept."
+            warnings.warn(what, UserWarning, stacklevel=3)
 
     @abstractmethod
     def _learn(self, data: Any, seed: int) -> FittedModels:

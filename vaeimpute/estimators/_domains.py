@@ -27,9 +27,10 @@ from vaeimpute.images.encoder import ImageEncoder, bounded, pixel_shape
 from vaeimpute.images.models import ConditionalImageVAE, JointImageVAE
 from vaeimpute.likelihoods.pixels import PIXELS
 from vaeimpute.persistence import Fitted
+from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
 from vaeimpute.tables.density import MixtureDensity
 from vaeimpute.tables.ensemble_density import EnsembleDensity
-from vaeimpute.tables.models import ConditionalVAE, JointVAE
+from vaeimpute.tables.models import JointVAE
 from vaeimpute.vae.inference import Ensemble
 
 _MANY, _UNLIKE = 50, 0.8  # values of a column of classes, and the share of different ones that makes it an identifier
@@ -120,11 +121,12 @@ def _to_table(
     encoder: TableEncoder | ImageEncoder, encoded: Encoded, modelled: NDArray, device: torch.device
 ) -> tables.Table:
     columns = np.flatnonzero(modelled)
+    kinds, n_categories = encoder.kinds, encoder.n_categories  # each goes through all columns
     return tables.Table(
         torch.as_tensor(encoded.values[:, columns], device=device),
         torch.as_tensor(encoded.observed[:, columns], device=device),
-        [encoder.kinds[j] for j in columns],
-        [encoder.n_categories[j] for j in columns],
+        [kinds[j] for j in columns],
+        [n_categories[j] for j in columns],
     )
 
 
@@ -146,7 +148,7 @@ TABLES = Domain(
     fit_imputer=tables.fit_imputer,
     fit_detector=tables.fit_detector,
     parts=(
-        *(JointVAE, ConditionalVAE, Ensemble, EnsembleDensity, MixtureDensity, Mixture),
+        *(JointVAE, ClosedFormVAE, ClosedFormStack, Ensemble, EnsembleDensity, MixtureDensity, Mixture),
         *(ContaminationDensity, Lattice, RowCalibration, CellCalibration),
     ),
     plot=_plot_rows,

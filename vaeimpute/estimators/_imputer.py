@@ -27,10 +27,10 @@ from vaeimpute.vae import inference
 class VAEImputer(TransformerMixin, GenerativeVAE):
     """Impute the missing cells of a mixed-type table with a masked variational autoencoder.
 
-    A linear VAE, solved exactly on the observed cells, is the start; two models then learn what is not linear, one
-    that sends every row through a latent (the joint model), one that also sees the observed cells directly, and the
-    training rows that are most like them (the conditional model). Each column's imputation is their average, weighted
-    by how well each did on held-out cells.
+    Linear VAEs, solved exactly on the observed cells, are the start. Kernel smoothers over the training rows and
+    regressions on random features learn what is not linear, each judged on cells hidden from rows that it has not seen;
+    with ``effort="full"`` the networks of a joint model too, which sends every row through a latent. Each column's
+    imputation is their average, weighted by how well each did there.
 
     Parameters
     ----------
@@ -53,11 +53,16 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
     keep_empty_features : bool, default=False
         Keep columns without any observed value, numbers filled with 0 and others as they are; otherwise `transform`
         drops them.
+    effort : {"auto", "full"}, default="auto"
+        "auto" solves a table in closed form and trains no network: a second or two, and nearly all of the accuracy.
+        "full" averages four such fits, and adds the networks of the joint model, which then gives scores, samples and
+        log-likelihoods (else the linear VAE does): some ten times as long. Images always have networks; "full" trains
+        them twice as long.
     time_budget : float, default=None
-        Seconds after which training stops at the best so far.
+        Seconds after which a fit ends with the best so far; stages that do not fit in are left out, with a warning.
     max_iter : int, default=None
-        Largest number of training steps of each of the two models. A fit that it ends does not depend on how fast the
-        machine is, as one that `time_budget` ends does. None takes as many as the size of the table asks for.
+        Largest number of training steps of each stage. A fit that it ends does not depend on how fast the machine is,
+        as one that `time_budget` ends does. None takes as many as the size of the table asks for.
     dtype : {"float32", "float64"}, default="float32"
         Precision of the networks.
     device : str, default="auto"
@@ -70,9 +75,10 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
     Attributes
     ----------
     history_ : list of dict
-        One record per evaluation of the training: model, step, held-out error, seconds.
+        One record per stage, or evaluation of its training: model ("linear", "smoother", "random features", "joint"),
+        step, held-out error, seconds.
     n_iter_ : int
-        Steps of the longer of both trainings; 1 where the linear start is all that so few rows get.
+        Steps of the longest training; 1 where the linear start is all that so few rows get.
     has_missing_ : bool ndarray of shape (D,)
         Which columns had missing cells in `fit`.
     n_features_in_ : int
@@ -99,6 +105,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         "point": [StrOptions({"mean", "median"})],
         "add_indicator": ["boolean"],
         "keep_empty_features": ["boolean"],
+        "effort": [StrOptions({"auto", "full"})],
         "time_budget": [Interval(Real, 0, None, closed="neither"), None],
         "max_iter": [Interval(Integral, 1, None, closed="left"), None],
         "verbose": ["verbose"],
@@ -114,6 +121,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         point: str = "mean",
         add_indicator: bool = False,
         keep_empty_features: bool = False,
+        effort: str = "auto",
         time_budget: float | None = None,
         max_iter: int | None = None,
         dtype: str = "float32",
@@ -128,6 +136,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         self.point = point
         self.add_indicator = add_indicator
         self.keep_empty_features = keep_empty_features
+        self.effort = effort
         self.time_budget = time_budget
         self.max_iter = max_iter
         self.dtype = dtype
@@ -287,7 +296,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
 
     def _learn(self, data: Any, seed: int) -> FittedModels:
         options: dict[str, Any] = {"seed": seed, "dtype": getattr(torch, self.dtype)}
-        options |= {"time_budget": self.time_budget, "max_iter": self.max_iter}
+        options |= {"effort": self.effort, "time_budget": self.time_budget, "max_iter": self.max_iter}
         with progress(self.verbose) as on_evaluation:
             return self._domain.fit_imputer(data, on_evaluation=on_evaluation, **options)
 

@@ -17,9 +17,7 @@ from torch import Tensor
 from vaeimpute.batching import row_slices
 from vaeimpute.gaussian.statistics import Statistics, e_step, m_step
 
-RANKS = (1, 2, 4, 8, 12, 20, 32)
 FLOORS = (1e-2, 1e-3, 1e-4)
-_MIN_GAIN = 0.005  # a richer model must lower the held-out error by this share
 
 
 class FactorAnalysis(NamedTuple):
@@ -38,25 +36,12 @@ class FactorAnalysis(NamedTuple):
         """The same model in another precision."""
         return FactorAnalysis(*(p.to(dtype) for p in self))
 
-    def per_head(self) -> FactorAnalysis:
-        """The same models with an axis after the members', to broadcast against (M, H, B, F)."""
-        W, b, psi = self
-        return FactorAnalysis(W.unsqueeze(-3), b.unsqueeze(-2), psi.unsqueeze(-2))
-
 
 class ConditionalGaussian(NamedTuple):
-    """What a row's observed cells tell of all its cells.
-
-    Attributes
-    ----------
-    mean, variance : Tensor of shape (..., B, F)
-    inverse : Tensor of shape (..., B, L, L)
-        Of the Cholesky factor of the posterior precision that gave them.
-    """
+    """What a row's observed cells tell of all its cells: mean and variance (..., B, F)."""
 
     mean: Tensor
     variance: Tensor
-    inverse: Tensor
 
 
 def posterior(values: Tensor, observed: Tensor, model: FactorAnalysis) -> tuple[Tensor, Tensor]:
@@ -101,17 +86,9 @@ def conditional(values: Tensor, observed: Tensor, model: FactorAnalysis) -> Cond
     ``W m + b`` and ``w_j' P^-1 w_j + psi_j``.
     """
     m, chol = posterior(values, observed, model)
-    eye = torch.eye(model.rank, dtype=chol.dtype, device=chol.device).expand_as(chol)
-    inverse = torch.linalg.solve_triangular(chol, eye, upper=False)
     # The posterior covariance times w_j w_j': one product for all cells of all rows.
-    spread = (inverse.transpose(-1, -2) @ inverse).flatten(-2) @ _outer(model.W).transpose(-1, -2)
-    return ConditionalGaussian(_decode(m, model), spread.clamp(min=0) + model.psi.unsqueeze(-2), inverse)
-
-
-def conditional_mean(values: Tensor, observed: Tensor, model: FactorAnalysis, inverse: Tensor) -> Tensor:
-    """The mean alone, for other values (M, H, B, F) in the same observed cells: `inverse` is that of `conditional`."""
-    h = _precision_weighted(values, observed, model).transpose(1, 2)  # (M, B, H, L)
-    return _decode((h @ inverse.transpose(-1, -2) @ inverse).transpose(1, 2), model)
+    spread = torch.cholesky_inverse(chol).flatten(-2) @ _outer(model.W).transpose(-1, -2)
+    return ConditionalGaussian(_decode(m, model), spread.clamp(min=0) + model.psi.unsqueeze(-2))
 
 
 def _decode(z: Tensor, model: FactorAnalysis) -> Tensor:
@@ -143,9 +120,15 @@ def log_likelihood_given(values: Tensor, observed: Tensor, model: FactorAnalysis
 
 
 def fit_factor_analysis(
-    values: Tensor, observed: Tensor, rank: int, floor: Tensor | float = 1e-2, n_iter: int = 30, tol: float = 1e-6
+    values: Tensor,
+    observed: Tensor,
+    rank: int,
+    floor: Tensor | float = 1e-2,
+    n_iter: int = 30,
+    tol: float = 1e-6,
+    start: FactorAnalysis | None = None,
 ) -> FactorAnalysis:
-    """Fit a linear VAE by EM on the observed cells, in float64.
+    """Fit a linear VAE by EM on the observed cells.
 
     The M-step is a ridge regression per column (a standard normal prior on the loadings), `floor` bounds the noise
     variance and enters as one pseudo-row, and each sweep ends with the parameter expansion of PX-EM (Liu, Rubin and
@@ -154,7 +137,8 @@ def fit_factor_analysis(
     Parameters
     ----------
     values, observed : Tensor of shape (n, F)
-        Standardised cells and which of them are observed.
+        Standardised cells and which of them are observed. Sums over rows have the precision of `values`, the small
+        systems of the M-step are solved in float64.
     rank : int
         Number of latent dimensions.
     floor : float or Tensor of shape (F,)
@@ -163,44 +147,72 @@ def fit_factor_analysis(
         Largest number of sweeps.
     tol : float
         Stop when no noise variance or offset moves by more than this in a sweep.
+    start : FactorAnalysis, optional
+        Where to begin, of this rank: a fit to other rows, or what `widened` gives. Principal directions if None.
 
     Returns
     -------
     FactorAnalysis
-        Parameters in float64 on the device of `values`.
+        Parameters on the device and in the precision of `values`.
     """
-    values = torch.where(observed, values, 0).double()
+    values = torch.where(observed, values, 0)
     floor = torch.as_tensor(floor, dtype=torch.float64, device=values.device).expand(values.shape[1])
-    model = _principal_start(values, observed, rank, floor)
+    model = _principal_start(values, observed, rank, floor) if start is None else start
     prior = torch.tensor([1.0] * rank + [1e-6], dtype=torch.float64, device=values.device)
     eye = torch.eye(rank, dtype=torch.float64, device=values.device)
     for _ in range(n_iter):
-        statistics = _statistics(values, observed, model)
-        W, b, psi = m_step(statistics, model.psi, prior, floor)
+        statistics = _statistics(values, observed, model).double()
+        W, b, psi = m_step(statistics, model.psi.double(), prior, floor)
         moment = statistics.latent / len(values)
         mean_z = moment[:rank, rank]
         cov_z = moment[:rank, :rank] - torch.outer(mean_z, mean_z) + 1e-9 * eye
-        new = FactorAnalysis(W @ torch.linalg.cholesky(cov_z), b + W @ mean_z, psi)
-        moved = max((new.psi - model.psi).abs().max().item(), (new.b - model.b).abs().max().item())
+        new = FactorAnalysis(W @ torch.linalg.cholesky(cov_z), b + W @ mean_z, psi).to(values.dtype)
+        moved = torch.maximum((new.psi - model.psi).abs().max(), (new.b - model.b).abs().max())
         model = new
         if moved < tol:
             break
     return model
 
 
+def widened(model: FactorAnalysis, values: Tensor, observed: Tensor, rank: int) -> FactorAnalysis:
+    """A start of a larger rank: principal directions of what a smaller one leaves of the observed cells."""
+    m, _ = posterior(values, observed, model)
+    residual = torch.where(observed, values - _decode(m, model), 0)
+    directions, scale = _principal_directions(residual, observed, rank - model.rank)
+    return FactorAnalysis(torch.cat([model.W, directions * scale], 1), model.b, model.psi)
+
+
 def _principal_start(values: Tensor, observed: Tensor, rank: int, floor: Tensor) -> FactorAnalysis:
-    """Leading eigenvectors of the covariance of what is observed (missing cells at the column mean)."""
-    count = observed.sum(0).clamp(min=1)
-    b = values.sum(0) / count
+    """Principal directions of what is observed, around the column means."""
+    b = values.sum(0) / observed.sum(0).clamp(min=1)
     centred = torch.where(observed, values - b, 0)
-    weight = observed.double()
-    cov = (centred.T @ centred) / (weight.T @ weight).clamp(min=1)
-    eigenvalues, vectors = torch.linalg.eigh(cov)
-    scale = eigenvalues[-rank:].clamp(min=1e-3).sqrt()
-    W = vectors[:, -rank:] * scale * 0.9
-    W = torch.nn.functional.pad(W, (rank - W.shape[1], 0))  # more latents than columns have nothing to say
-    psi = torch.maximum(cov.diagonal() - W.square().sum(1), torch.maximum(floor, 0.1 * cov.diagonal()))
+    directions, scale = _principal_directions(centred, observed, rank)
+    W = directions * scale * 0.9
+    variance = centred.square().sum(0) / observed.sum(0).clamp(min=1)
+    psi = torch.maximum(variance - W.square().sum(1), torch.maximum(floor.to(W), 0.1 * variance))
     return FactorAnalysis(W, b, psi)
+
+
+def _principal_directions(centred: Tensor, observed: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Leading eigenvectors (F, L) of the covariance of what is observed, and the roots of their eigenvalues (L,).
+
+    More latents than columns or rows have nothing to say: their directions are zero.
+    """
+    n, n_features = centred.shape
+    if n_features <= n:  # of the covariance by pairs of observed cells
+        weight = observed.to(centred.dtype)
+        eigenvalues, vectors = torch.linalg.eigh(((centred.T @ centred) / (weight.T @ weight).clamp(min=1)).double())
+        most = min(rank, n_features)
+        directions = vectors[:, n_features - most :]
+    else:  # missing cells at the mean: the same eigenvectors from the smaller matrix of the rows
+        filled = (centred / observed.double().mean(0).clamp(min=1 / n).sqrt()).double()
+        eigenvalues, vectors = torch.linalg.eigh(filled @ filled.T / n)
+        most = min(rank, n)
+        directions = torch.nn.functional.normalize(filled.T @ vectors[:, n - most :], dim=0)
+    scale = eigenvalues[len(eigenvalues) - most :].clamp(min=1e-3).sqrt()
+    missing = rank - most
+    pad = torch.nn.functional.pad
+    return pad(directions, (missing, 0)).to(centred), pad(scale, (missing, 0)).to(centred)
 
 
 def _statistics(values: Tensor, observed: Tensor, model: FactorAnalysis) -> Statistics:
@@ -210,62 +222,3 @@ def _statistics(values: Tensor, observed: Tensor, model: FactorAnalysis) -> Stat
         for rows in row_slices(len(values), values.shape[1] + 4 * (model.rank + 1) ** 2)
     )
     return reduce(Statistics.plus, parts)
-
-
-def choose_factor_analysis(
-    values: Tensor,
-    observed: Tensor,
-    held_out: Tensor,
-    floor: Tensor,
-    *,
-    weight: Tensor | None = None,
-    max_rows: int = 1500,
-    n_iter: int = 25,
-) -> tuple[int, Tensor]:
-    """Choose rank and noise floor by the squared error on held-out cells.
-
-    Ranks are tried from small to large, then smaller noise floors at the best rank; a richer choice must lower the
-    error by 0.5%. The floor has to follow the data: tables with near-exact relations lose accuracy to a floor that
-    noisy ones need.
-
-    Parameters
-    ----------
-    values, observed, held_out : Tensor of shape (n, F)
-        Cells, which are known, and which of the known ones are kept from the fit.
-    floor : Tensor of shape (F,)
-        Largest floor per feature; those above the first of ``FLOORS`` stay as they are.
-    weight : Tensor of shape (F,), optional
-        Weight of each feature's squared error (so that a class counts once, not once per level).
-    max_rows, n_iter : int
-        Rows and sweeps of each trial.
-
-    Returns
-    -------
-    rank : int
-    floor : Tensor of shape (F,)
-    """
-    values, observed, held_out = values[:max_rows], observed[:max_rows], held_out[:max_rows]
-    weight = torch.ones_like(floor) if weight is None else weight
-
-    def error(rank: int, candidate: Tensor) -> float:
-        model = fit_factor_analysis(values, observed & ~held_out, rank, candidate, n_iter)
-        m, _ = posterior(values, observed & ~held_out, model)
-        miss = torch.where(held_out, values - (m @ model.W.T + model.b), 0).square()
-        return (miss.sum(0) * weight).sum().item()
-
-    n_features = values.shape[1]
-    best_rank, best_floor = 1, floor
-    best = error(1, floor)
-    for rank in [r for r in RANKS[1:] if r < n_features]:
-        trial = error(rank, floor)
-        if trial < best * (1 - _MIN_GAIN):
-            best, best_rank = trial, rank
-        elif rank >= 4 * best_rank:
-            break
-    for level in FLOORS[1:]:
-        candidate = torch.where(floor <= FLOORS[0], floor.clamp(max=level), floor)
-        trial = error(best_rank, candidate)
-        if trial >= best * (1 - _MIN_GAIN):
-            break
-        best, best_floor = trial, candidate
-    return best_rank, best_floor

@@ -40,6 +40,10 @@ class Statistics(NamedTuple):
         """Statistics of the rows of both."""
         return Statistics(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
+    def double(self) -> Statistics:
+        """The same in float64."""
+        return Statistics(*(part.double() for part in self))
+
     @property
     def n_rows(self) -> Tensor:
         """Number of rows (...); a sum of responsibilities in a mixture."""

@@ -23,6 +23,7 @@ from vaeimpute.vae.inference import Ensemble, latent_noise
 _JOINT_SHARE = 0.3  # of a time budget, after which the joint model's training must be done
 _MEAN_OF = 2000  # images whose mean is compared with
 _EVALUATION_DRAWS = 2
+_FULL_EFFORT = 2.0  # number of steps beside those of a default fit
 _DETECTOR_EFFORT = 0.15  # of an imputer's training: pixels are scored, not filled in
 
 M = TypeVar("M", bound=ImageVAE)
@@ -33,6 +34,7 @@ def fit_imputer(
     *,
     seed: int,
     dtype: torch.dtype,
+    effort: str = "auto",
     time_budget: float | None = None,
     max_iter: int | None = None,
     on_evaluation: OnEvaluation = lambda model, record, n_steps: None,
@@ -46,6 +48,8 @@ def fit_imputer(
     seed : int
     dtype : torch.dtype
         Of the networks.
+    effort : {"auto", "full"}
+        "full" takes twice as many steps.
     time_budget : float, optional
         Seconds after which the best so far is returned.
     max_iter : int, optional
@@ -54,8 +58,9 @@ def fit_imputer(
         Receives the model's name, the newest record of its history and the number of its steps.
     """
     training = _Training(images, seed, dtype, TimeBudget(time_budget), max_iter, on_evaluation)
-    joint, first = training.train(JointImageVAE, "joint", share=_JOINT_SHARE)
-    conditional, second = training.train(ConditionalImageVAE, "conditional")
+    times = _FULL_EFFORT if effort == "full" else 1.0
+    joint, first = training.train(JointImageVAE, "joint", share=_JOINT_SHARE, effort=times)
+    conditional, second = training.train(ConditionalImageVAE, "conditional", effort=times)
     # A latent alone cannot say what the pixels around a missing one do: the conditional model imputes all pixels.
     pixels = torch.ones(images.values.shape[1], dtype=dtype, device=images.values.device)
     ensemble = Ensemble(joint, conditional, 0 * pixels, pixels)

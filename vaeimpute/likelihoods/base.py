@@ -80,6 +80,10 @@ class Likelihood(nn.Module, ABC):
     def expectations(self, params: Tensor) -> Tensor:
         """Expected value or class probabilities: (..., C, P) to (..., n_expectations); linear to average over draws."""
 
+    def gaussian_expectations(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+        """Expectations (..., n_expectations) of a Gaussian prediction (..., n_features); of a number its mean."""
+        return self.expectations(self.from_gaussian(mean, log_scale))
+
     def targets(self, values: Tensor) -> Tensor:
         """Expectations of an oracle that knows the cells: (..., C) to (..., n_expectations)."""
         return values
@@ -95,6 +99,10 @@ class Likelihood(nn.Module, ABC):
     def expectation_columns(self) -> Tensor:
         """Group-local column of each expectation, (n_expectations,)."""
         return torch.arange(self.n_expectations)
+
+    def indicator_range(self) -> Tensor:
+        """What a feature is where it says no and where it says yes, (2, n_features); NaN where it is a number."""
+        return torch.full((2, self.n_features), torch.nan)
 
     def noise_floor(self) -> Tensor:
         """Smallest noise variance of each feature in the linear backbone, (n_features,)."""

@@ -79,6 +79,10 @@ class ColumnLikelihoods(nn.Module):
         """What the linear backbone sees: (..., D) to (..., F)."""
         return torch.cat([g.features(v) for g, v in zip(self.groups, self._split(values), strict=True)], -1)
 
+    def indicator_range(self) -> Tensor:
+        """What a feature is where it says no and where it says yes, (2, F); NaN where it is a number."""
+        return torch.cat([g.indicator_range().to(self.feature_columns.device) for g in self.groups], -1)
+
     def noise_floor(self) -> Tensor:
         """Smallest noise variance of each feature, (F,)."""
         return torch.cat([g.noise_floor() for g in self.groups])
@@ -95,24 +99,10 @@ class ColumnLikelihoods(nn.Module):
         parts = zip(self.groups, self._params(params), self._split(values), strict=True)
         return self._join([g(p).log_prob(v) for g, p, v in parts])
 
-    def sample(
-        self,
-        params: Tensor,
-        generator: torch.Generator,
-        draws: Tensor | None = None,
-        wanted: Tensor | None = None,
-    ) -> Tensor:
-        """One draw of each cell, (..., D).
-
-        `draws` (M, S, B) picks S among the K of the parameters (M, K, B, P). Columns that are not `wanted` (D,) may
-        come as zeros, which saves time.
-        """
-        shape = params.shape[:-1] if draws is None else draws.shape
+    def sample(self, params: Tensor, generator: torch.Generator, draws: Tensor | None = None) -> Tensor:
+        """One draw of each cell, (..., D); `draws` (M, S, B) picks S among the K of the parameters (M, K, B, P)."""
         parts = []
-        for group, columns, p in zip(self.groups, self.order.split(self._sizes), self._params(params), strict=True):
-            if wanted is not None and not wanted[columns].any():
-                parts.append(params.new_zeros(*shape, len(columns)))
-                continue
+        for group, p in zip(self.groups, self._params(params), strict=True):
             picked = p if draws is None else p.take_along_dim(draws[..., None, None], 1)
             parts.append(group.sample(picked, generator))
         return self._join(parts)
@@ -121,6 +111,12 @@ class ColumnLikelihoods(nn.Module):
         """Expected numbers and class probabilities, (..., A): what is averaged over draws, members and models."""
         parts = [g.expectations(p) for g, p in zip(self.groups, self._params(params), strict=True)]
         return self._join_expectations(parts)
+
+    def gaussian_expectations(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+        """The same of a linear prediction with mean and log standard deviation (..., F), (..., A)."""
+        means, scales = mean.split(self._feature_sizes, -1), log_scale.split(self._feature_sizes, -1)
+        parts = zip(self.groups, means, scales, strict=True)
+        return self._join_expectations([g.gaussian_expectations(m, s) for g, m, s in parts])
 
     def targets(self, values: Tensor) -> Tensor:
         """The expectations of an oracle, (..., A)."""

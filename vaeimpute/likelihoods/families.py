@@ -54,6 +54,9 @@ class Gaussian(Likelihood):
     def from_gaussian(self, mean: Tensor, log_scale: Tensor) -> Tensor:
         return torch.stack([mean, log_scale.expand_as(mean)], -1)
 
+    def gaussian_expectations(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+        return mean
+
     def expectations(self, params: Tensor) -> Tensor:
         return params[..., 0]
 
@@ -100,6 +103,11 @@ class Discrete(Likelihood):
     def from_gaussian(self, mean: Tensor, log_scale: Tensor) -> Tensor:
         standard = (self.grid - mean.unsqueeze(-1)) * torch.exp(-log_scale).unsqueeze(-1)
         return -0.5 * standard.square().clamp(max=-_IMPOSSIBLE) + self.mask
+
+    def gaussian_expectations(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+        # not the mean of the classes: a wide Gaussian would put weight on rare values far away
+        highest = torch.where(self.mask == 0, self.grid, -torch.inf).amax(-1)
+        return torch.minimum(torch.maximum(mean, self.grid[:, 0]), highest)
 
     def expectations(self, params: Tensor) -> Tensor:
         return (by_category(torch.softmax, params) * self.grid).sum(-1)
@@ -177,6 +185,9 @@ class Histogram(Likelihood):
         gate = torch.full_like(mean, self._start_logit)
         head = torch.stack([mean, log_scale.expand_as(mean), gate], -1)
         return torch.cat([head, mass.clamp(min=1e-6).log() + self.mask], -1)
+
+    def gaussian_expectations(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+        return mean
 
     def expectations(self, params: Tensor) -> Tensor:
         return self(params).mean
@@ -275,6 +286,10 @@ class Categorical(Likelihood):
 
     def expectation_columns(self) -> Tensor:
         return self.categories.columns()
+
+    def indicator_range(self) -> Tensor:
+        no = -self.frequency / self.scale
+        return torch.stack([self.categories.flat(no), self.categories.flat(no + 1 / self.scale)])
 
     def noise_floor(self) -> Tensor:
         n_categories = self.categories.valid.cpu().sum(1).clamp(min=2)

@@ -10,16 +10,16 @@ from torch import Tensor
 from vaeimpute.likelihoods.base import CellSpec
 from vaeimpute.likelihoods.families import LIKELIHOODS, is_discrete
 
-# Kind of a column -> family in the joint and in the conditional model. A number with few distinct values becomes
-# "discrete" in both. (Kinds are strings: the model knows no tables.)
+# Kind of a column -> family of its likelihood. A number with few distinct values becomes "discrete". (Kinds are
+# strings: the model knows no tables.)
 FAMILIES = {
-    "numeric": ("gaussian", "histogram"),
-    "positive": ("gaussian", "histogram"),
-    "count": ("gaussian", "histogram"),
-    "datetime": ("gaussian", "histogram"),
-    "ordinal": ("ordinal", "ordinal"),
-    "categorical": ("categorical", "categorical"),
-    "boolean": ("categorical", "categorical"),
+    "numeric": "gaussian",
+    "positive": "gaussian",
+    "count": "gaussian",
+    "datetime": "gaussian",
+    "ordinal": "ordinal",
+    "categorical": "categorical",
+    "boolean": "categorical",
 }
 
 
@@ -32,22 +32,22 @@ class Table(NamedTuple):
     n_categories: Sequence[int]
 
 
-def cell_specs(table: Table) -> tuple[list[CellSpec], list[CellSpec]]:
-    """The likelihood of each column in the joint and in the conditional model."""
-    specs: tuple[list[CellSpec], list[CellSpec]] = ([], [])
-    for column, (kind, n_categories) in enumerate(zip(table.kinds, table.n_categories, strict=True)):
-        cells = table.values[table.observed[:, column], column].double().cpu()
-        for of_model, family in zip(specs, FAMILIES[kind], strict=True):
-            if n_categories == 0 and is_discrete(cells):
-                family = "discrete"
-            of_model.append(LIKELIHOODS[family].fit(cells, n_categories))
-    return specs
+def cell_specs(table: Table) -> list[CellSpec]:
+    """The likelihood of each column in an imputer's models, where few distinct numbers are decoded as classes."""
+    few = [not n and is_discrete(_cells(table, j)) for j, n in enumerate(table.n_categories)]
+    families = ["discrete" if is_few else FAMILIES[kind] for kind, is_few in zip(table.kinds, few, strict=True)]
+    return _fitted(table, families)
 
 
 def density_specs(table: Table) -> list[CellSpec]:
     """The likelihood of each column in a density, which takes every number as a number on a line."""
-    columns = enumerate(zip(table.kinds, table.n_categories, strict=True))
-    return [
-        LIKELIHOODS[FAMILIES[kind][0]].fit(table.values[table.observed[:, j], j].double().cpu(), n_categories)
-        for j, (kind, n_categories) in columns
-    ]
+    return _fitted(table, [FAMILIES[kind] for kind in table.kinds])
+
+
+def _cells(table: Table, column: int) -> Tensor:
+    return table.values[table.observed[:, column], column].double().cpu()
+
+
+def _fitted(table: Table, families: Sequence[str]) -> list[CellSpec]:
+    columns = zip(families, table.n_categories, strict=True)
+    return [LIKELIHOODS[family].fit(_cells(table, j), n_categories) for j, (family, n_categories) in enumerate(columns)]

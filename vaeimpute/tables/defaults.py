@@ -2,22 +2,65 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from vaeimpute.tables.data import Table
-from vaeimpute.tables.models import ConditionalVAE, JointVAE, Sizes, TableVAE
-from vaeimpute.tables.smoother import HEADS
+from vaeimpute.tables.models import JointVAE, Sizes
+from vaeimpute.tables.smoother import N_HEADS
 from vaeimpute.training.schedule import Schedule
 
-HELD_OUT = 0.1  # share of the observed cells that each member has to predict
 MIN_ROWS = 40  # below, the linear model alone imputes
 EM_ROWS = 20_000  # a linear model does not improve with more
 _REFERENCE_ROWS = 8192  # training rows that the smoother looks at
 _VALIDATION_ROWS = 1000  # of those with held-out cells, so that an evaluation stays cheap
 _VALIDATION_CELLS = 60_000  # wide tables have many cells in a row
+N_SMOOTHERS = 2  # each is taught by one half of the rows and judged by the other
+SMOOTHER_BATCH = 64  # rows of each in a step
+_QUERIES, _JUDGED = 20_000, 4000  # rows with cells hidden that smoothers learn from, and that stages are judged by
+_VOTERS = 2048  # reference rows that are asked in a step of the smoothers' training
+_RANDOM_FEATURES, _RANDOM_ROWS = 256, 4  # at most, and rows for each
+_SMOOTHER_STEPS, _FEWEST_SMOOTHER_STEPS = 85, 30
+_SMOOTHER_COST = 1.2e11  # floating-point operations of their training: a second or two on a laptop's core
+_WIDE = 1000  # features beyond which all that grows with them is cut
 _FEWEST_STEPS = 50
 _COST = 6e11  # floating-point operations of one training: ten to twenty seconds on a laptop's core
+
+
+def n_queries(n_features: int) -> int:
+    """Rows with hidden cells that the smoothers learn from."""
+    return max(400, min(_QUERIES, 2_000_000 // n_features))
+
+
+def n_judged(n_features: int) -> int:
+    """Rows with hidden cells by which the stages of the closed form are judged."""
+    return max(400, min(_JUDGED, 400_000 // n_features))
+
+
+def n_reference(n_rows: int, n_features: int) -> int:
+    """Training rows that the smoothers look at; wide tables get fewer, and tiny ones none."""
+    if n_rows < MIN_ROWS:
+        return 0
+    fewest = 512 if n_features <= _WIDE else 512 * _WIDE // n_features
+    return min(n_rows, _REFERENCE_ROWS, max(fewest, 32 * _REFERENCE_ROWS // n_features))
+
+
+def n_voters(n_features: int) -> int:
+    """Reference rows that are asked in a step of the smoothers' training."""
+    return min(_VOTERS, max(512, 32 * _VOTERS // n_features))
+
+
+def smoother_steps(n_rows: int, n_features: int) -> int:
+    """Steps of the smoothers' training; what is very wide gets fewer."""
+    pairs = N_SMOOTHERS * SMOOTHER_BATCH * N_HEADS * min(n_voters(n_features), n_reference(n_rows, n_features))
+    operations = max(
+        1, 8 * pairs * 3 * n_features
+    )  # a product of 3 F terms a pair, one of 3 F sums, and both ways back
+    return max(_FEWEST_SMOOTHER_STEPS, min(_SMOOTHER_STEPS, int(_SMOOTHER_COST / operations)))
+
+
+def n_random(n_rows: int) -> int:
+    """Random features; few rows would only teach them noise."""
+    return min(_RANDOM_FEATURES, n_rows // _RANDOM_ROWS) if n_rows >= 100 else 0
 
 
 def n_members(n_rows: int) -> int:
@@ -30,45 +73,17 @@ def n_validation_rows(n_columns: int) -> int:
     return max(100, min(_VALIDATION_ROWS, _VALIDATION_CELLS // n_columns))
 
 
-def sizes(kind: type[TableVAE], table: Table, rank: int, level: float) -> Sizes:
-    """Sizes of a model of this table, whose linear start has this rank and this smallest noise variance."""
+def joint_sizes(table: Table, rank: int, log_scale_floor: float) -> Sizes:
+    """Sizes of the joint model with networks, whose linear start has this rank."""
     n = len(table.values)
-    log_scale_floor = 0.5 * math.log(level) - 1.2  # the network may go below the linear model's noise, not to zero
-    if kind is JointVAE:
-        dropout = 0.3 if any(table.n_categories) else 0.1 if n < 2000 else 0.0
-        return Sizes(n_members(n), rank, 96, 2, dropout, log_scale_floor)
-    dropout = 0.3 if n < 500 else 0.2 if n < 2000 else 0.1
-    n_bins = 10 if n < 500 else 16
-    n_features = sum(max(1, n_categories) for n_categories in table.n_categories)
-    most = max(512, 32 * _REFERENCE_ROWS // n_features)
-    n_reference = min(n, _REFERENCE_ROWS, most) if n >= MIN_ROWS else 0
-    return Sizes(n_members(n), rank, 128, 2, dropout, log_scale_floor, n_bins, n_reference)
+    dropout = 0.3 if any(table.n_categories) else 0.1 if n < 2000 else 0.0
+    return Sizes(n_members(n), rank, 96, 2, dropout, log_scale_floor)
 
 
-def schedules(model: TableVAE, table: Table) -> list[Schedule]:
-    """How each stage of a model is trained."""
-    if len(table.values) < MIN_ROWS:
-        return [Schedule(steps=0, batch_size=1, learning_rate=1.0)] * len(model.stages())
-    networks = _network_schedule(model, table)
-    return [networks] if isinstance(model, JointVAE) else [_smoother_schedule(model, table), networks]
-
-
-def _smoother_schedule(model: TableVAE, table: Table) -> Schedule:
-    """Few parameters and a look at every reference row: many steps with few rows each."""
-    batch_size, evaluate_every = (64, 50) if len(table.values) < 2000 else (32, 100)
-    # Scores of 3 F terms and sums of 4 F values per row, head and reference row; a third as fast as a plain product.
-    n_reference = min(model.sizes.n_reference, ConditionalVAE.n_reference_in_training)
-    pairs = model.n_members * batch_size * len(HEADS) * n_reference
-    steps = _affordable(300, 20 * pairs * 7 * model.likelihoods.n_features)
-    return Schedule(steps, batch_size, 0.1, patience=3, evaluate_every=evaluate_every)
-
-
-def _network_schedule(model: TableVAE, table: Table) -> Schedule:
+def joint_schedule(model: JointVAE, table: Table) -> Schedule:
+    """How the networks of the joint model are trained."""
     n, has_classes = len(table.values), any(table.n_categories)
-    if isinstance(model, ConditionalVAE):
-        refit, patience, evaluate_every = (0.2, 2, 50) if n < 2000 else (0.1, 1, 100)
-        schedule = Schedule(200, 128, 2e-3, patience=patience, refit=refit, evaluate_every=evaluate_every)
-    elif has_classes:
+    if has_classes:
         rate = 1e-3 if n < 1500 else 2e-3
         most, batch_size = 600 if n < 500 else 400, 64 if n < 2000 else 128
         schedule = Schedule(min(most, 2 * n + 200), batch_size, rate, n_draws=(5, 5), patience=6)

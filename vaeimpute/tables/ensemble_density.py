@@ -10,13 +10,15 @@ from vaeimpute.anomaly.calibration import CellCalibration, RowCalibration, basel
 from vaeimpute.anomaly.density import Density
 from vaeimpute.tables.data import Table
 from vaeimpute.vae import inference
+from vaeimpute.vae.base import VAE
 from vaeimpute.vae.inference import Ensemble
 
 _ROWS = 2000  # training rows that are scored for calibration
-_CELL_ROWS = 200  # and those whose cells are; the mean of a column needs no more
+_CELL_ROWS = 100  # and those whose cells are; the mean of a column needs no more
 _CELL_PASSES = 20  # over these rows; in wide tables several columns share one
-_CELL_DRAWS = 16
-_CELL_NUMBERS = 1.5e8  # parameters decoded by all passes: some three seconds on a laptop's core
+_CELL_DRAWS, _DRAWS = 16, 64  # of a cell, for calibration and for a score
+_CELL_NUMBERS = 5e7  # parameters decoded by all passes: one second on a laptop's core
+_FEW_ROWS, _FEW_NUMBERS = 200, 2e6  # where a time budget is spent
 _REMASKED_SHARE, _REMASKED_RATE = 0.75, 0.8  # of the rows that get further cells hidden, and of their cells at most
 
 
@@ -56,18 +58,38 @@ class EnsembleDensity(Density):
         return -self.log_likelihood(values, observed).double().expand(1, 1, -1)
 
     def cell_scores(self, values: Tensor, observed: Tensor) -> Tensor:
-        return -inference.cell_log_likelihood(self.ensemble, values, observed) - self.baseline
+        return -inference.cell_log_likelihood(self.ensemble, values, observed, _DRAWS) - self.baseline
 
 
-def fit_ensemble_density(ensemble: Ensemble, table: Table, *, seed: int) -> EnsembleDensity:
-    """Learn what the training table's rows and cells score, which the models have seen."""
+def fit_ensemble_density(
+    ensemble: Ensemble,
+    table: Table,
+    *,
+    seed: int,
+    blind: tuple[VAE, Tensor] | None = None,
+    hurry: bool = False,
+) -> EnsembleDensity:
+    """Learn what the training table's rows and cells score.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    table : Table
+    seed : int
+    blind : VAE and int Tensor of shape (n,), optional
+        A model like the joint one, and which of its members has not seen a row (-1: none has): it scores the row.
+        Without it rows are scored by models that have seen them.
+    hurry : bool
+        From few rows.
+    """
     rng = np.random.default_rng(seed)
     device, n_columns = table.values.device, table.values.shape[1]
-    rows = torch.as_tensor(rng.permutation(len(table.values))[:_ROWS], device=device)
+    n_rows, most_numbers = (_FEW_ROWS, _FEW_NUMBERS) if hurry else (_ROWS, _CELL_NUMBERS)
+    rows = torch.as_tensor(rng.permutation(len(table.values))[:n_rows], device=device)
     values, observed = table.values[rows].to(ensemble.stacking_weight), table.observed[rows]
 
     n_passes = min(n_columns, _CELL_PASSES)
-    affordable = int(_CELL_NUMBERS / (n_passes * ensemble.joint.numbers_per_row(_CELL_DRAWS)))
+    affordable = int(most_numbers / (n_passes * ensemble.joint.numbers_per_row(_CELL_DRAWS)))
     few = slice(0, max(20, min(_CELL_ROWS, affordable)))
     # Columns that are hidden together are others in every row: two that tell one another must not always be.
     order = torch.as_tensor(rng.random(values[few].shape).argsort(1), device=device)
@@ -79,6 +101,12 @@ def fit_ensemble_density(ensemble: Ensemble, table: Table, *, seed: int) -> Ense
     rate = rng.uniform(0, _REMASKED_RATE, (len(rows), 1)) * (rng.random((len(rows), 1)) < _REMASKED_SHARE)
     kept = observed & torch.as_tensor(rng.random(observed.shape) >= rate).to(device)
     scores = -inference.log_likelihood(ensemble, values, kept).double().cpu().numpy()
+    if blind is not None:
+        model, unseen_by = blind
+        member = unseen_by[rows]
+        by_member = -inference.member_log_likelihoods(model, values, kept)
+        own = by_member[member.clamp(min=0), torch.arange(len(rows), device=device)].double().cpu().numpy()
+        scores = np.where(member.cpu().numpy() >= 0, own, scores)
     mask = kept.cpu().numpy()
     row_calibration = RowCalibration.fit(scores[None], mask, np.zeros(len(mask), dtype=int))
     return EnsembleDensity(ensemble, row_calibration, cell_calibration, torch.as_tensor(baseline).to(values))

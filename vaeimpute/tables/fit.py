@@ -1,34 +1,35 @@
-"""From a table to its fitted models: linear start, both networks, their weights per column, the dispersion of draws."""
+"""From a table to its fitted models, stage by stage: closed form first, networks only where they are asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from vaeimpute.anomaly.density import FittedModels
+from vaeimpute.gaussian.factor_analysis import FactorAnalysis
 from vaeimpute.likelihoods.base import CellSpec
 from vaeimpute.tables import defaults
+from vaeimpute.tables.closed_form import ClosedFormStack
+from vaeimpute.tables.closed_form_fit import ClosedForm, fit_closed_form
 from vaeimpute.tables.data import Table, cell_specs
 from vaeimpute.tables.ensemble_density import fit_ensemble_density
-from vaeimpute.tables.linear_start import CrossFit, LinearStart
-from vaeimpute.tables.models import ConditionalVAE, JointVAE, TableVAE
-from vaeimpute.tables.stacking import dispersion, stacking_weight
-from vaeimpute.training.loop import GetBatch, TrainingResult, Validation, fit_model, refit_model
+from vaeimpute.tables.models import JointVAE, Sizes
+from vaeimpute.tables.stacking import stacking_weight
+from vaeimpute.training.loop import Validation, fit_model, refit_model
 from vaeimpute.training.runtime import OnEvaluation, make_generator
-from vaeimpute.training.schedule import Schedule, TimeBudget, shortened
+from vaeimpute.training.schedule import TimeBudget, shortened
 from vaeimpute.vae.base import Batch
 from vaeimpute.vae.inference import Ensemble, latent_noise
-from vaeimpute.vae.masking import HeldOutCells
 
-_JOINT_SHARE, _CONDITIONAL_SHARE = 0.45, 0.85  # of a time budget, after which a model's training must be done
-_JOINT_DRAWS, _CONDITIONAL_DRAWS = 16, 4  # of an evaluation
-_CANDIDATES = 20  # rows that are looked at for each row with held-out cells
-_DISPERSION_ROWS, _DISPERSION_CELLS = 1000, 10_000
-
-M = TypeVar("M", bound=TableVAE)
+EFFORTS = ("auto", "full")
+_CLOSED_FORMS = 4  # of a full fit, each with other hidden cells and other random features
+_DRAWS = 16  # of an evaluation
+# Shares of a time budget: no further closed form begins after the first, no networks after the second, whose training
+# ends at the third; beyond the fourth, scores are calibrated on few rows.
+_CLOSED_SHARE, _NETWORKS_SHARE, _JOINT_SHARE, _CALIBRATION_SHARE = 0.3, 0.5, 0.85, 0.9
 
 
 def fit_imputer(
@@ -36,11 +37,12 @@ def fit_imputer(
     *,
     seed: int,
     dtype: torch.dtype,
+    effort: str = "auto",
     time_budget: float | None = None,
     max_iter: int | None = None,
     on_evaluation: OnEvaluation = lambda model, record, n_steps: None,
 ) -> FittedModels:
-    """Fit both models to a table, and learn what its rows and cells score under them.
+    """Fit the models of a table, and learn what its rows and cells score under them.
 
     Parameters
     ----------
@@ -48,29 +50,25 @@ def fit_imputer(
         On the device that shall do the work.
     seed : int
     dtype : torch.dtype
-        Precision of the networks; the linear model is always fitted in float64.
+        Precision of models and sums; small linear systems are solved in float64.
+    effort : {"auto", "full"}
+        "auto" is the closed form: linear VAEs, smoothers, random features. "full" averages several of them, and adds
+        the networks of the joint model.
     time_budget : float, optional
         Seconds after which the best so far is returned.
     max_iter : int, optional
-        Largest number of training steps of each model.
+        Largest number of training steps of each stage.
     on_evaluation : callable
-        Receives the model's name, the newest record of its history and the number of its steps.
+        Receives the stage's name, the newest record of its history and the number of its steps.
     """
     budget = TimeBudget(time_budget)
-    ensemble, history = fit_ensemble(
-        table, seed=seed, dtype=dtype, budget=budget, max_iter=max_iter, on_evaluation=on_evaluation
-    )
-    density = fit_ensemble_density(ensemble, table, seed=seed)
-    return FittedModels(density, ensemble, tuple(history), budget.interrupted)
-
-
-class _Trained(NamedTuple, Generic[M]):
-    """A model after its training with held-out cells, and what its refit on all cells needs."""
-
-    model: M
-    result: TrainingResult
-    schedule: Schedule
-    folds: CrossFit | None
+    options: dict[str, Any] = {"effort": effort, "max_iter": max_iter, "on_evaluation": on_evaluation}
+    ensemble, history, closed = _fit_stages(table, seed=seed, dtype=dtype, budget=budget, **options)
+    hurry = not budget.allows("most of the rows that calibrate scores", _CALIBRATION_SHARE)
+    has_networks = isinstance(ensemble.joint, JointVAE) and ensemble.joint.sizes.width
+    blind = None if has_networks else _blind_to_folds(closed, len(table.values))
+    density = fit_ensemble_density(ensemble, table, seed=seed, blind=blind, hurry=hurry)
+    return FittedModels(density, ensemble, tuple(history), budget.interrupted, tuple(budget.left_out))
 
 
 def fit_ensemble(
@@ -79,70 +77,133 @@ def fit_ensemble(
     seed: int,
     dtype: torch.dtype,
     budget: TimeBudget,
+    effort: str = "auto",
     max_iter: int | None = None,
     on_evaluation: OnEvaluation = lambda model, record, n_steps: None,
 ) -> tuple[Ensemble, list[dict]]:
-    """The two models of `fit_imputer`, and the records of their evaluations."""
-    device = table.values.device
+    """The models of `fit_imputer`, and the records of their evaluations."""
+    options: dict[str, Any] = {"effort": effort, "max_iter": max_iter, "on_evaluation": on_evaluation}
+    return _fit_stages(table, seed=seed, dtype=dtype, budget=budget, **options)[:2]
+
+
+def _fit_stages(
+    table: Table,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    budget: TimeBudget,
+    effort: str,
+    max_iter: int | None,
+    on_evaluation: OnEvaluation,
+) -> tuple[Ensemble, list[dict], ClosedForm]:
+    specs, history = cell_specs(table), []
+    values = table.values.to(dtype)
+
+    def report(stage: str, step: int, error: float, relative: float) -> None:
+        record = {"model": stage, "step": step, "error": error, "relative_error": relative}
+        history.append(record | {"seconds": budget.elapsed()})
+        try:
+            on_evaluation(stage, history[-1], step)
+        except KeyboardInterrupt:
+            budget.interrupted = True
+
+    fits: list[ClosedForm] = []
+    options: dict[str, Any]
+    for k in range(_CLOSED_FORMS if effort == "full" else 1):
+        if fits and not budget.allows("further closed forms", _CLOSED_SHARE):
+            break
+        generator = make_generator(seed + k, values.device)
+        options = {"max_iter": max_iter, "budget": budget, "generator": generator, "report": report}
+        fits.append(fit_closed_form(values, table.observed, specs, **options))
+    conditional = fits[0].model if len(fits) == 1 else ClosedFormStack(*(fit.model for fit in fits)).eval()
+    dispersion = torch.stack([fit.dispersion for fit in fits]).log().mean(0).exp()
+    weight = torch.zeros_like(dispersion)
+    wants_networks = effort == "full" and len(values) >= defaults.MIN_ROWS
+    if wants_networks and budget.allows("networks of the joint model", _NETWORKS_SHARE):
+        training: dict[str, Any] = {
+            "seed": seed,
+            "budget": budget,
+            "max_iter": max_iter,
+            "on_evaluation": on_evaluation,
+        }
+        joint, weight, more = _train_joint(table, values, specs, fits[0], **training)
+        history += more
+    else:
+        joint = _linear_joint(fits[0], [fits[0].start.fits[0].whole])
+    return Ensemble(joint, conditional, weight, dispersion), history, fits[0]
+
+
+def _linear_joint(closed: ClosedForm, fits: list[FactorAnalysis]) -> JointVAE:
+    """The joint model without networks: linear VAEs, one a member."""
+    sizes = Sizes(len(fits), fits[0].rank, 0, 0, 0.0, closed.model.sizes.log_scale_floor)
+    joint = JointVAE(sizes, closed.model.likelihoods.specs).to(fits[0].W)
+    joint.start(FactorAnalysis(*(torch.stack(part) for part in zip(*fits, strict=True))))
+    return joint.eval()
+
+
+def _blind_to_folds(closed: ClosedForm, n_rows: int) -> tuple[JointVAE, Tensor]:
+    """The joint model without networks, whose members have not seen a fold; and which has not seen a row, or -1."""
+    unseen_by = torch.full((n_rows,), -1, device=closed.fold.device)
+    unseen_by[closed.rows] = closed.fold
+    return _linear_joint(closed, closed.start.fits[0].folds), unseen_by
+
+
+def _train_joint(
+    table: Table,
+    values: Tensor,
+    specs: list[CellSpec],
+    closed: ClosedForm,
+    *,
+    seed: int,
+    budget: TimeBudget,
+    max_iter: int | None,
+    on_evaluation: OnEvaluation,
+) -> tuple[JointVAE, Tensor, list[dict]]:
+    """The joint model with networks, its weight in each column beside the closed form, and its history.
+
+    Each member is blind to the rows of one fold, whose hidden cells judge it: those that the closed form was judged by.
+    """
+    device = values.device
     init, generator = make_generator(seed), make_generator(seed, device)
-    values, observed = table.values.to(dtype), table.observed
-    n, n_columns = values.shape
-    held_out = HeldOutCells(defaults.HELD_OUT, defaults.n_members(n), seed)
+    sizes = defaults.joint_sizes(table, closed.start.fits[0].whole.rank, closed.model.sizes.log_scale_floor)
+    model = JointVAE(sizes, specs, init).to(closed.model.W)
+    M = model.n_members
+    folds = closed.start.fits[0].folds[:M]
+    model.start(FactorAnalysis(*(torch.stack(part) for part in zip(*folds, strict=True))))
 
-    def visible(rows: Tensor) -> Tensor:
-        return observed[rows] & ~held_out(rows, n_columns)
+    queries, columns = closed.queries, model.likelihoods.feature_columns
+    first = torch.zeros(values.shape[1], dtype=torch.long, device=device)
+    first[columns] = torch.arange(len(columns), device=device)  # one feature of each column
+    chosen = (queries.fold < M).nonzero().squeeze(-1)
+    order = torch.randperm(len(chosen), device=device, generator=generator)
+    chosen = chosen[order[: defaults.n_validation_rows(values.shape[1])]]
+    judged = queries.at(chosen)
+    visible, asked = judged.visible[:, first] > 0, judged.asked[:, first] > 0
+    own = judged.fold.unsqueeze(0) == torch.arange(M, device=device).unsqueeze(1)  # (M, Q)
+    held_out = own.unsqueeze(-1) & asked
+    rows = closed.rows[judged.row]
+    validation = Validation(values[rows], visible.expand(M, -1, -1), held_out, latent_noise(model, _DRAWS))
 
-    # Only rows with something to predict, and no more than it takes to see a difference; the same for both models.
-    most = defaults.n_validation_rows(n_columns)
-    rows = torch.randperm(n, device=device, generator=generator)[: _CANDIDATES * most]
-    predicted = observed[rows] & held_out(rows, n_columns)
-    some = predicted.any(-1).any(0).nonzero().squeeze(-1)[:most]
-    rows, predicted = rows[some], predicted[:, some]
-    specs = cell_specs(table)
-    start = LinearStart(table, specs[0], held_out, generator)
+    def get_batch(pools: list[Tensor]) -> Callable[[int, Generator], Batch]:
+        def batch(size: int, generator: Generator) -> Batch:
+            index = [pool[torch.randint(len(pool), (size,), device=device, generator=generator)] for pool in pools]
+            picked = closed.rows[torch.stack(index)]
+            return Batch(values[picked], table.observed[picked])
 
-    def train(kind: type[M], name: str, specs: list[CellSpec], n_draws: int, share: float) -> _Trained[M]:
-        model = kind(defaults.sizes(kind, table, start.rank, start.level), specs, init).to(device, dtype)
-        backbone, folds = start.backbones(model.likelihoods, dtype)
-        folds = folds if kind is ConditionalVAE else None
-        model.start(backbone, values, observed, generator)
-        model.remember(visible)
-        schedules = shortened(defaults.schedules(model, table), max_iter)
-        validation = Validation(values[rows], visible(rows), predicted, latent_noise(model, n_draws))
-        get_batch = _batches(values, visible, held_out.n_members, folds)
-        options: dict[str, Any] = {"generator": generator, "budget": budget, "on_evaluation": on_evaluation}
-        result = fit_model(model, get_batch, validation, schedules, name=name, share=share, **options)
-        return _Trained(model, result, schedules[-1], folds)
+        return batch
 
-    joint = train(JointVAE, "joint", specs[0], _JOINT_DRAWS, _JOINT_SHARE)
-    conditional = train(ConditionalVAE, "conditional", specs[1], _CONDITIONAL_DRAWS, _CONDITIONAL_SHARE)
-    columns = joint.model.likelihoods.expectation_columns
-    weight = stacking_weight(joint.result.residuals, conditional.result.residuals, columns, predicted.sum((0, 1)), n)
-    few = slice(0, max(100, min(_DISPERSION_ROWS, _DISPERSION_CELLS // n_columns)))
-    is_continuous = torch.tensor([spec.family == "gaussian" for spec in specs[0]], device=device)
-    given = (values[rows[few]], visible(rows[few]), predicted[:, few], is_continuous, generator)
-    factor = dispersion(joint.model, conditional.model, weight, *given)
-    for trained in (joint, conditional):
-        model = trained.model
-        model.remember(lambda rows: observed[rows].unsqueeze(0))
-        everything = _batches(values, lambda rows: observed[rows], held_out.n_members, trained.folds)
-        schedule = trained.schedule.for_refit(trained.result.steps)
-        refit_model(model, everything, schedule, generator=generator, budget=budget)
-    history = [*joint.result.history, *conditional.result.history]
-    return Ensemble(joint.model, conditional.model, weight, factor), history
-
-
-def _batches(values: Tensor, visible: Callable[[Tensor], Tensor], n_members: int, folds: CrossFit | None) -> GetBatch:
-    """Random rows of a table; with folds all from one of them, and the backbone that has not seen it."""
-
-    def get_batch(size: int, generator: Generator) -> Batch:
-        options: dict[str, Any] = {"device": values.device, "generator": generator}
-        if folds is None:
-            rows = torch.randint(len(values), (n_members, size), **options)
-            return Batch(values[rows], visible(rows), rows)
-        chosen = int(torch.randint(len(folds.rows), (1,), **options))
-        own = folds.rows[chosen]
-        rows = own[torch.randint(len(own), (n_members, size), **options)]
-        return Batch(values[rows], visible(rows), rows, folds.backbones[chosen])
-
-    return get_batch
+    everything = torch.arange(len(closed.rows), device=device)
+    blind = [everything[closed.fold != m] for m in range(M)]
+    schedules = shortened([defaults.joint_schedule(model, table)], max_iter)
+    options: dict[str, Any] = {"generator": generator, "budget": budget}
+    extra: dict[str, Any] = {"name": "joint", "share": _JOINT_SHARE, "on_evaluation": on_evaluation}
+    result = fit_model(model, get_batch(blind), validation, schedules, **options, **extra)
+    budget.allows("further steps of the joint model's networks", _JOINT_SHARE)
+    answers, variance = closed.answers[chosen], closed.variance[chosen].clamp(min=1e-10)
+    expected = model.likelihoods.gaussian_expectations(answers, 0.5 * variance.log())
+    residuals = expected - model.likelihoods.targets(values[rows])
+    of_cells = model.likelihoods.expectation_columns
+    residuals = torch.where(held_out[:, :, of_cells], residuals, 0)
+    weight = stacking_weight(result.residuals, residuals, of_cells, held_out.sum((0, 1)))
+    refit_model(model, get_batch([everything] * M), schedules[-1].for_refit(result.steps), **options)
+    return model.eval(), weight, result.history

@@ -95,7 +95,7 @@ def fit_model(
     Parameters
     ----------
     model : VAE
-        As it starts; what it may remember of the training rows it has been told.
+        As it starts.
     get_batch : callable
         Gives a batch of random rows, with the cells that each member may see.
     validation : Validation

@@ -82,10 +82,17 @@ class TimeBudget:
     def __init__(self, seconds: float | None = None) -> None:
         self.began, self.limit = time.monotonic(), math.inf if seconds is None else seconds
         self.interrupted = False
+        self.left_out: list[str] = []
 
     def elapsed(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self.began
+
+    def allows(self, stage: str, share: float) -> bool:
+        """Whether a stage may begin while no more than this share is spent; what may not is noted in `left_out`."""
+        if self.is_spent(share) and stage not in self.left_out:
+            self.left_out.append(stage)
+        return stage not in self.left_out
 
     def is_spent(self, share: float = 1.0) -> bool:
         """Whether this share of the budget is spent, or the user wants an end."""

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from vaeimpute.gaussian.factor_analysis import FactorAnalysis
 from vaeimpute.persistence import Fitted
 from vaeimpute.vae import objective
 
@@ -26,16 +25,10 @@ class Batch(NamedTuple):
     ----------
     values, observed : Tensor of shape (M, B, D)
         Cells, and which of them each member may see.
-    rows : Tensor of shape (M, B), optional
-        The rows' numbers in the training data, if a model asks for them.
-    backbone : FactorAnalysis, optional
-        Replaces the model's own for this batch: a fit that has not seen these rows.
     """
 
     values: Tensor
     observed: Tensor
-    rows: Tensor | None = None
-    backbone: FactorAnalysis | None = None
 
 
 class Stage(NamedTuple):
@@ -57,9 +50,6 @@ class VAE(Fitted, ABC):
     @abstractmethod
     def weights(self) -> Tensor:
         """Any tensor of the model: it has the dtype and the device to compute with."""
-
-    def remember(self, visible: Callable[[Tensor], Tensor]) -> None:
-        """Take what the members may know of training rows: numbers of rows (N,) to a mask (M or 1, N, D)."""
 
     def stages(self) -> list[Stage]:
         """What is trained, one after the other."""

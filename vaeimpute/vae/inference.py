@@ -15,6 +15,7 @@ from vaeimpute.persistence import Fitted
 from vaeimpute.vae import objective
 from vaeimpute.vae.base import VAE
 
+_LATENTS = 64  # of a draw
 _FARTHEST, _BISECTIONS = 1000.0, 40  # of a median, in standard deviations; the search ends at 2e-9
 
 
@@ -150,47 +151,38 @@ def _drawn(model: VAE, values: Tensor, observed: Tensor, n_draws: int, generator
     draw = torch.arange(n_draws, device=values.device)
     parts = [
         _draw_rows(model, *_for_members(values[rows], observed[rows]), n_draws, generator)[draw, member]
-        for rows in _rows(model, len(values), max(len(latent_noise(model)), n_draws))
+        for rows in _rows(model, len(values), max(model.n_draws, _LATENTS, n_draws))
     ]
     return torch.cat(parts, 1)
 
 
-@torch.no_grad()
-def draw_per_member(
-    model: VAE, values: Tensor, observed: Tensor, n_draws: int, columns: Tensor, generator: Generator
-) -> Tensor:
-    """Draws of some columns (C,) by every member from what it is given, (M, n, D) to (n_draws, M, n, C)."""
-    wanted = torch.zeros(values.shape[-1], dtype=torch.bool, device=values.device).index_fill(0, columns, True)
-    parts = [
-        _draw_rows(model, values[:, rows], observed[:, rows], n_draws, generator, wanted).index_select(-1, columns)
-        for rows in _rows(model, values.shape[1], max(len(latent_noise(model)), n_draws))
-    ]
-    return torch.cat(parts, 2)
-
-
-def _draw_rows(
-    model: VAE, values: Tensor, observed: Tensor, n_draws: int, generator: Generator, wanted: Tensor | None = None
-) -> Tensor:
-    params, log_w = model.importance_samples(values, observed, latent_noise(model))
+def _draw_rows(model: VAE, values: Tensor, observed: Tensor, n_draws: int, generator: Generator) -> Tensor:
+    # at least so many latents to pick from: fewer have a covariance of their own
+    params, log_w = model.importance_samples(values, observed, latent_noise(model, max(model.n_draws, _LATENTS)))
     weights = torch.softmax(log_w, 1).transpose(1, 2).flatten(0, 1)  # (M * B, K)
     index = torch.multinomial(weights, n_draws, replacement=True, generator=generator)
     index = index.unflatten(0, (-1, values.shape[1])).transpose(1, 2)  # (M, S, B)
-    return model.likelihoods.sample(params, generator, index, wanted).transpose(0, 1)
+    return model.likelihoods.sample(params, generator, index).transpose(0, 1)
 
 
-@torch.no_grad()
 def log_likelihood(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
     """Importance-weighted log-likelihood of the observed cells of each row under the joint model, (n,), in nats.
 
     The members are a mixture: their bounds are averaged as densities.
     """
-    model = ensemble.joint
+    members = member_log_likelihoods(ensemble.joint, values, observed)
+    return torch.logsumexp(members, 0) - math.log(len(members))
+
+
+@torch.no_grad()
+def member_log_likelihoods(model: VAE, values: Tensor, observed: Tensor) -> Tensor:
+    """The same under each member of a model, (M, n)."""
     noise = latent_noise(model)
     parts = []
     for rows in _rows(model, len(values), len(noise)):
         _, log_w = model.importance_samples(*_for_members(values[rows], observed[rows]), noise)
-        parts.append(torch.logsumexp(objective.iwae(log_w), 0) - math.log(len(log_w)))
-    return torch.cat(parts)
+        parts.append(objective.iwae(log_w))
+    return torch.cat(parts, 1)
 
 
 @torch.no_grad()
