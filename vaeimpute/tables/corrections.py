@@ -16,7 +16,7 @@ from vaeimpute.tables.queries import Queries
 _STACKING_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # in units of the inputs' mean square
 _FEATURE_PENALTIES = (1e-2, 1e-1, 1.0)
 _STACKING_GAIN, _FEATURE_GAIN = 0.003, 0.005  # share of the error that a regression must take away
-_PSEUDO_CELLS = (4, 10)  # and so many cells' worth of it: few cells prove little, and copies of them nothing more
+_PSEUDO_CELLS = (2, 4)  # and so many cells' worth of it: few cells prove little, and copies of them nothing more
 _NEWTON_STEPS = 15
 _SMALLEST_PROBABILITY = 1e-3  # of a class, before a regression moves it
 _FEWEST = 20  # cells of a half

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from vaeimpute.anomaly.density import FittedModels
-from vaeimpute.gaussian.factor_analysis import FactorAnalysis
+from vaeimpute.gaussian.factor_analysis import FactorAnalysis, fit_factor_analysis
 from vaeimpute.likelihoods.base import CellSpec
 from vaeimpute.tables import defaults
 from vaeimpute.tables.closed_form import ClosedFormStack
@@ -27,6 +26,7 @@ from vaeimpute.vae.inference import Ensemble, latent_noise
 EFFORTS = ("auto", "full")
 _CLOSED_FORMS = 4  # of a full fit, each with other hidden cells and other random features
 _DRAWS = 16  # of an evaluation
+_BLIND_SWEEPS = 8  # of a member's linear VAE, from that of all cells
 # Shares of a time budget: no further closed form begins after the first, no networks after the second, whose training
 # ends at the third; beyond the fourth, scores are calibrated on few rows.
 _CLOSED_SHARE, _NETWORKS_SHARE, _JOINT_SHARE, _CALIBRATION_SHARE = 0.3, 0.5, 0.85, 0.9
@@ -161,22 +161,19 @@ def _train_joint(
 ) -> tuple[JointVAE, Tensor, list[dict]]:
     """The joint model with networks, its weight in each column beside the closed form, and its history.
 
-    Each member is blind to the rows of one fold, whose hidden cells judge it: those that the closed form was judged by.
+    Each member is blind to some cells of the rows of one fold, which judge it: the closed form was judged by them too.
     """
     device = values.device
     init, generator = make_generator(seed), make_generator(seed, device)
     sizes = defaults.joint_sizes(table, closed.start.fits[0].whole.rank, closed.model.sizes.log_scale_floor)
     model = JointVAE(sizes, specs, init).to(closed.model.W)
     M = model.n_members
-    folds = closed.start.fits[0].folds[:M]
-    model.start(FactorAnalysis(*(torch.stack(part) for part in zip(*folds, strict=True))))
-
     queries, columns = closed.queries, model.likelihoods.feature_columns
     first = torch.zeros(values.shape[1], dtype=torch.long, device=device)
     first[columns] = torch.arange(len(columns), device=device)  # one feature of each column
     chosen = (queries.fold < M).nonzero().squeeze(-1)
     order = torch.randperm(len(chosen), device=device, generator=generator)
-    chosen = chosen[order[: defaults.n_validation_rows(values.shape[1])]]
+    chosen = _one_of_each_row(queries.row, chosen[order])[: defaults.n_validation_rows(values.shape[1])]
     judged = queries.at(chosen)
     visible, asked = judged.visible[:, first] > 0, judged.asked[:, first] > 0
     own = judged.fold.unsqueeze(0) == torch.arange(M, device=device).unsqueeze(1)  # (M, Q)
@@ -184,20 +181,24 @@ def _train_joint(
     rows = closed.rows[judged.row]
     validation = Validation(values[rows], visible.expand(M, -1, -1), held_out, latent_noise(model, _DRAWS))
 
-    def get_batch(pools: list[Tensor]) -> Callable[[int, Generator], Batch]:
-        def batch(size: int, generator: Generator) -> Batch:
-            index = [pool[torch.randint(len(pool), (size,), device=device, generator=generator)] for pool in pools]
-            picked = closed.rows[torch.stack(index)]
-            return Batch(values[picked], table.observed[picked])
+    hidden = torch.zeros(M, len(closed.rows), values.shape[1], dtype=torch.bool, device=device)
+    hidden[judged.fold, judged.row] = asked
+    model.start(_blind_backbones(closed, values, table.observed, hidden))
 
-        return batch
+    def get_batch(size: int, generator: Generator) -> Batch:
+        index = torch.randint(len(closed.rows), (M, size), device=device, generator=generator)
+        picked = closed.rows[index]
+        return Batch(values[picked], table.observed[picked])
 
-    everything = torch.arange(len(closed.rows), device=device)
-    blind = [everything[closed.fold != m] for m in range(M)]
+    def get_blind_batch(size: int, generator: Generator) -> Batch:
+        index = torch.randint(len(closed.rows), (M, size), device=device, generator=generator)
+        picked, member = closed.rows[index], torch.arange(M, device=device).unsqueeze(1)
+        return Batch(values[picked], table.observed[picked] & ~hidden[member, index])
+
     schedules = shortened([defaults.joint_schedule(model, table)], max_iter)
     options: dict[str, Any] = {"generator": generator, "budget": budget}
     extra: dict[str, Any] = {"name": "joint", "share": _JOINT_SHARE, "on_evaluation": on_evaluation}
-    result = fit_model(model, get_batch(blind), validation, schedules, **options, **extra)
+    result = fit_model(model, get_blind_batch, validation, schedules, **options, **extra)
     budget.allows("further steps of the joint model's networks", _JOINT_SHARE)
     answers, variance = closed.answers[chosen], closed.variance[chosen].clamp(min=1e-10)
     expected = model.likelihoods.gaussian_expectations(answers, 0.5 * variance.log())
@@ -205,5 +206,25 @@ def _train_joint(
     of_cells = model.likelihoods.expectation_columns
     residuals = torch.where(held_out[:, :, of_cells], residuals, 0)
     weight = stacking_weight(result.residuals, residuals, of_cells, held_out.sum((0, 1)))
-    refit_model(model, get_batch([everything] * M), schedules[-1].for_refit(result.steps), **options)
+    refit_model(model, get_batch, schedules[-1].for_refit(result.steps), **options)
     return model.eval(), weight, result.history
+
+
+def _blind_backbones(closed: ClosedForm, values: Tensor, observed: Tensor, hidden: Tensor) -> FactorAnalysis:
+    """A linear VAE for each member (M, ...), fitted without the cells that are hidden from it (M, n, D)."""
+    best, likelihoods = closed.start.fits[0].whole, closed.model.likelihoods
+    x, columns = likelihoods.features(values[closed.rows]), likelihoods.feature_columns
+    seen = observed[closed.rows]
+    fits = [
+        fit_factor_analysis(x, (seen & ~own)[:, columns], best.rank, closed.start.floor, _BLIND_SWEEPS, start=best)
+        for own in hidden
+    ]
+    return FactorAnalysis(*(torch.stack(part) for part in zip(*fits, strict=True)))
+
+
+def _one_of_each_row(row: Tensor, chosen: Tensor) -> Tensor:
+    """The first of the chosen queries (C,) of each row."""
+    place = torch.arange(len(chosen), device=chosen.device)
+    first = torch.full((int(row.max()) + 1,), len(chosen), device=chosen.device)
+    first.scatter_reduce_(0, row[chosen], place, "amin")
+    return chosen[first[row[chosen]] == place]
