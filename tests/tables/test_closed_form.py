@@ -13,7 +13,7 @@ from vaeimpute.gaussian.factor_analysis import conditional
 from vaeimpute.likelihoods.base import CellSpec
 from vaeimpute.persistence import from_state, to_state
 from vaeimpute.tables.closed_form import ClosedFormSizes, ClosedFormStack, ClosedFormVAE
-from vaeimpute.tables.closed_form_fit import fit_closed_form
+from vaeimpute.tables.closed_form_fit import fit_closed_form, fit_linear_stage
 from vaeimpute.tables.data import cell_specs
 from vaeimpute.training.runtime import make_generator
 from vaeimpute.training.schedule import TimeBudget
@@ -26,8 +26,9 @@ GAUSSIAN = CellSpec("gaussian")
 
 def fitted(values, observed, specs, seed=0):
     """With all stages."""
-    options = {"max_iter": 40, "budget": TimeBudget(), "generator": make_generator(seed)}
-    return fit_closed_form(values, observed, specs, report=lambda *told: None, **options).model
+    options = {"budget": TimeBudget(), "generator": make_generator(seed)}
+    linear = fit_linear_stage(values, observed, specs, **options)
+    return fit_closed_form(linear, specs, max_iter=40, report=lambda *told: None, **options).model
 
 
 def curve(n=400, seed=0):

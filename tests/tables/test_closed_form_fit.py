@@ -11,7 +11,13 @@ from toy import F64, RandomTensors, factor_analysis, mixed, rows_of
 from vaeimpute.gaussian.factor_analysis import conditional
 from vaeimpute.likelihoods.base import CellSpec
 from vaeimpute.tables.closed_form import ClosedFormSizes, ClosedFormVAE
-from vaeimpute.tables.closed_form_fit import _dispersion, _linear_share, _variance_shares, fit_closed_form
+from vaeimpute.tables.closed_form_fit import (
+    _dispersion,
+    _linear_share,
+    _variance_shares,
+    fit_closed_form,
+    fit_linear_stage,
+)
 from vaeimpute.tables.data import Table, cell_specs
 from vaeimpute.tables.defaults import MIN_ROWS
 from vaeimpute.tables.queries import Queries
@@ -26,15 +32,10 @@ GAUSSIAN = CellSpec("gaussian")
 def fit(values, observed, specs=None, *, seed=0, budget=None, max_iter=None):
     """The closed form, and what was reported of it."""
     told = []
-    closed = fit_closed_form(
-        torch.where(observed, values, 0),
-        observed,
-        [GAUSSIAN] * values.shape[1] if specs is None else specs,
-        max_iter=max_iter,
-        budget=budget or TimeBudget(),
-        generator=make_generator(seed),
-        report=lambda *record: told.append(record),
-    )
+    specs, budget = [GAUSSIAN] * values.shape[1] if specs is None else specs, budget or TimeBudget()
+    options = {"budget": budget, "generator": make_generator(seed)}
+    linear = fit_linear_stage(torch.where(observed, values, 0), observed, specs, **options)
+    closed = fit_closed_form(linear, specs, max_iter=max_iter, report=lambda *record: told.append(record), **options)
     return closed, told
 
 

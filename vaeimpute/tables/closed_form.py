@@ -258,7 +258,7 @@ class ClosedFormVAE(VAE):
 
 
 class ClosedFormStack(VAE):
-    """Closed forms with other hidden cells and other random features, as members of one model.
+    """Closed forms with other smoothers and other random features, as members of one model.
 
     Parameters
     ----------

@@ -82,30 +82,46 @@ class _Judge:
         self.report(stage, steps, error, error / max(self.first, 1e-12))
 
 
-def fit_closed_form(
-    values: Tensor,
-    observed: Tensor,
-    specs: list[CellSpec],
-    *,
-    max_iter: int | None,
-    budget: TimeBudget,
-    generator: Generator,
-    report: Report,
-) -> ClosedForm:
-    """Fit to cells (n, D), of whose rows at most `defaults.EM_ROWS` are looked at.
+class LinearStage(NamedTuple):
+    """What the closed forms of one table share: the linear start, and the questions by which it was judged.
+
+    Attributes
+    ----------
+    rows, fold : Tensor of shape (n,)
+        Numbers of the rows that are looked at, and the part of each.
+    x, known : Tensor of shape (n, F)
+        Their features, and which are observed.
+    weight : Tensor of shape (F,)
+        Of a feature's error, so that a class counts once, and not once per level.
+    queries : Queries
+        That the smoothers learn from.
+    few : Tensor of shape (Q,)
+        Numbers of those that judge.
+    start : LinearStart
+    """
+
+    rows: Tensor
+    fold: Tensor
+    x: Tensor
+    known: Tensor
+    weight: Tensor
+    queries: Queries
+    few: Tensor
+    start: LinearStart
+
+
+def fit_linear_stage(
+    values: Tensor, observed: Tensor, specs: list[CellSpec], *, budget: TimeBudget, generator: Generator
+) -> LinearStage:
+    """Fit the linear start to cells (n, D), of whose rows at most `defaults.EM_ROWS` are looked at.
 
     Parameters
     ----------
     values, observed : Tensor of shape (n, D)
         In the precision of the model.
     specs : list of CellSpec
-    max_iter : int, optional
-        Largest number of steps of the smoothers.
     budget : TimeBudget
-        Stages that do not fit in are left out.
     generator : Generator
-    report : callable
-        Receives what each stage made of the judged cells.
     """
     rows = torch.randperm(len(values), device=values.device, generator=generator)[: defaults.EM_ROWS]
     likelihoods = ColumnLikelihoods(specs).to(values.device, values.dtype)
@@ -115,8 +131,35 @@ def fit_closed_form(
     weight = (1 / torch.bincount(columns)[columns]).to(x)
     queries, fold = hide_each_cell_once(x, observed, columns, defaults.n_queries(x.shape[1]), generator)
     few = queries.some(defaults.n_judged(x.shape[1]), generator)
+    start = fit_linear_start(x, known, fold, queries.at(few), likelihoods.noise_floor().to(x), weight, budget)
+    return LinearStage(rows, fold, x, known, weight, queries, few, start)
+
+
+def fit_closed_form(
+    linear: LinearStage,
+    specs: list[CellSpec],
+    *,
+    max_iter: int | None,
+    budget: TimeBudget,
+    generator: Generator,
+    report: Report,
+) -> ClosedForm:
+    """Go on from the linear stage: smoothers, stacking, random features, variances.
+
+    Parameters
+    ----------
+    linear : LinearStage
+    specs : list of CellSpec
+    max_iter : int, optional
+        Largest number of steps of the smoothers.
+    budget : TimeBudget
+        Stages that do not fit in are left out.
+    generator : Generator
+    report : callable
+        Receives what each stage made of the judged cells.
+    """
+    rows, fold, x, known, weight, queries, few, start = linear
     judge = _Judge(queries.at(few), weight, report)
-    start = fit_linear_start(x, known, fold, judge.queries, likelihoods.noise_floor().to(x), weight, budget)
     with torch.no_grad():
         smooths = budget.allows("smoothers", _SMOOTHER_SHARE)
         model = _start_model(start, specs, defaults.n_reference(*x.shape) if smooths else 0, len(x))

@@ -12,7 +12,7 @@ from vaeimpute.gaussian.factor_analysis import FactorAnalysis, fit_factor_analys
 from vaeimpute.likelihoods.base import CellSpec
 from vaeimpute.tables import defaults
 from vaeimpute.tables.closed_form import ClosedFormStack
-from vaeimpute.tables.closed_form_fit import ClosedForm, fit_closed_form
+from vaeimpute.tables.closed_form_fit import ClosedForm, fit_closed_form, fit_linear_stage
 from vaeimpute.tables.data import Table, cell_specs
 from vaeimpute.tables.ensemble_density import fit_ensemble_density
 from vaeimpute.tables.models import JointVAE, Sizes
@@ -24,7 +24,7 @@ from vaeimpute.vae.base import Batch
 from vaeimpute.vae.inference import Ensemble, latent_noise
 
 EFFORTS = ("auto", "full")
-_CLOSED_FORMS = 4  # of a full fit, each with other hidden cells and other random features
+_CLOSED_FORMS = 4  # of a full fit, each with other smoothers and other random features
 _DRAWS = 16  # of an evaluation
 _BLIND_SWEEPS = 8  # of a member's linear VAE, from that of all cells
 # Shares of a time budget: no further closed form begins after the first, no networks after the second, whose training
@@ -107,14 +107,15 @@ def _fit_stages(
         except KeyboardInterrupt:
             budget.interrupted = True
 
+    generator = make_generator(seed, values.device)
+    linear = fit_linear_stage(values, table.observed, specs, budget=budget, generator=generator)
     fits: list[ClosedForm] = []
-    options: dict[str, Any]
+    options: dict[str, Any] = {"max_iter": max_iter, "budget": budget, "report": report}
     for k in range(_CLOSED_FORMS if effort == "full" else 1):
         if fits and not budget.allows("further closed forms", _CLOSED_SHARE):
             break
-        generator = make_generator(seed + k, values.device)
-        options = {"max_iter": max_iter, "budget": budget, "generator": generator, "report": report}
-        fits.append(fit_closed_form(values, table.observed, specs, **options))
+        generator = make_generator(seed + k, values.device) if k else generator
+        fits.append(fit_closed_form(linear, specs, generator=generator, **options))
     conditional = fits[0].model if len(fits) == 1 else ClosedFormStack(*(fit.model for fit in fits)).eval()
     dispersion = torch.stack([fit.dispersion for fit in fits]).log().mean(0).exp()
     weight = torch.zeros_like(dispersion)
@@ -126,7 +127,7 @@ def _fit_stages(
             "max_iter": max_iter,
             "on_evaluation": on_evaluation,
         }
-        joint, weight, more = _train_joint(table, values, specs, fits[0], **training)
+        joint, weight, more = _train_joint(table, values, specs, fits, **training)
         history += more
     else:
         joint = _linear_joint(fits[0], [fits[0].start.fits[0].whole])
@@ -152,18 +153,18 @@ def _train_joint(
     table: Table,
     values: Tensor,
     specs: list[CellSpec],
-    closed: ClosedForm,
+    fits: list[ClosedForm],
     *,
     seed: int,
     budget: TimeBudget,
     max_iter: int | None,
     on_evaluation: OnEvaluation,
 ) -> tuple[JointVAE, Tensor, list[dict]]:
-    """The joint model with networks, its weight in each column beside the closed form, and its history.
+    """The joint model with networks, its weight in each column beside the closed forms, and its history.
 
-    Each member is blind to some cells of the rows of one fold, which judge it: the closed form was judged by them too.
+    Each member is blind to some cells of the rows of one fold, which judge it, as they judged the closed forms.
     """
-    device = values.device
+    device, closed = values.device, fits[0]
     init, generator = make_generator(seed), make_generator(seed, device)
     sizes = defaults.joint_sizes(table, closed.start.fits[0].whole.rank, closed.model.sizes.log_scale_floor)
     model = JointVAE(sizes, specs, init).to(closed.model.W)
@@ -200,7 +201,8 @@ def _train_joint(
     extra: dict[str, Any] = {"name": "joint", "share": _JOINT_SHARE, "on_evaluation": on_evaluation}
     result = fit_model(model, get_blind_batch, validation, schedules, **options, **extra)
     budget.allows("further steps of the joint model's networks", _JOINT_SHARE)
-    answers, variance = closed.answers[chosen], closed.variance[chosen].clamp(min=1e-10)
+    answers = torch.stack([fit.answers for fit in fits]).mean(0)[chosen]
+    variance = closed.variance[chosen].clamp(min=1e-10)
     expected = model.likelihoods.gaussian_expectations(answers, 0.5 * variance.log())
     residuals = expected - model.likelihoods.targets(values[rows])
     of_cells = model.likelihoods.expectation_columns
