@@ -86,12 +86,16 @@ def conditional(values: Tensor, observed: Tensor, model: FactorAnalysis) -> Cond
     ``W m + b`` and ``w_j' P^-1 w_j + psi_j``.
     """
     m, chol = posterior(values, observed, model)
-    # The posterior covariance times w_j w_j': one product for all cells of all rows.
-    spread = torch.cholesky_inverse(chol).flatten(-2) @ _outer(model.W).transpose(-1, -2)
-    return ConditionalGaussian(_decode(m, model), spread.clamp(min=0) + model.psi.unsqueeze(-2))
+    return ConditionalGaussian(decode(m, model), cell_variance(torch.cholesky_inverse(chol), model))
 
 
-def _decode(z: Tensor, model: FactorAnalysis) -> Tensor:
+def cell_variance(cov: Tensor, model: FactorAnalysis) -> Tensor:
+    """``w_j' C w_j + psi_j`` of every cell, (..., B, F), given the latent's posterior covariance C (..., B, L, L)."""
+    spread = cov.flatten(-2) @ _outer(model.W).transpose(-1, -2)  # one product for all cells of all rows
+    return spread.clamp(min=0) + model.psi.unsqueeze(-2)
+
+
+def decode(z: Tensor, model: FactorAnalysis) -> Tensor:
     """``W z + b``, (..., B, F)."""
     return z @ model.W.transpose(-1, -2) + model.b.unsqueeze(-2)
 
@@ -177,7 +181,7 @@ def fit_factor_analysis(
 def widened(model: FactorAnalysis, values: Tensor, observed: Tensor, rank: int) -> FactorAnalysis:
     """A start of a larger rank: principal directions of what a smaller one leaves of the observed cells."""
     m, _ = posterior(values, observed, model)
-    residual = torch.where(observed, values - _decode(m, model), 0)
+    residual = torch.where(observed, values - decode(m, model), 0)
     directions, scale = _principal_directions(residual, observed, rank - model.rank)
     return FactorAnalysis(torch.cat([model.W, directions * scale], 1), model.b, model.psi)
 

@@ -75,6 +75,13 @@ class ColumnLikelihoods(nn.Module):
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
 
+    @property
+    def first_features(self) -> Tensor:
+        """Position of one feature of each column, (D,)."""
+        columns = self.feature_columns
+        first = torch.zeros(len(self.specs), dtype=torch.long, device=columns.device)
+        return first.scatter_(0, columns, torch.arange(len(columns), device=columns.device))
+
     def features(self, values: Tensor) -> Tensor:
         """What the linear backbone sees: (..., D) to (..., F)."""
         return torch.cat([g.features(v) for g, v in zip(self.groups, self._split(values), strict=True)], -1)

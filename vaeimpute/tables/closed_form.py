@@ -13,11 +13,11 @@ import torch
 from torch import Generator, Tensor
 
 from vaeimpute.batching import row_slices
-from vaeimpute.gaussian.factor_analysis import FactorAnalysis, posterior
+from vaeimpute.gaussian.factor_analysis import FactorAnalysis, cell_variance, decode, posterior
 from vaeimpute.likelihoods.base import CellSpec
 from vaeimpute.likelihoods.columns import ColumnLikelihoods
 from vaeimpute.tables.corrections import Correction, Indicators, RandomFeatures
-from vaeimpute.tables.smoother import N_HEADS, Given, Prepared, Reference, estimate, gates, prepare
+from vaeimpute.tables.smoother import N_HEADS, Given, Prepared, Reference, estimate, mix, prepare
 from vaeimpute.vae.base import VAE, Batch
 
 SMALLEST_VARIANCE = 1e-10
@@ -147,26 +147,24 @@ class ClosedFormVAE(VAE):
         best, *others = linear_vaes or self.linear_vaes
         m, chol = posterior(x, visible, best)
         cov = torch.cholesky_inverse(chol)
-        own_mean = m @ best.W.T + best.b
+        own_mean = decode(m, best)
         mean = self.linear_weight[0] * own_mean
         for weight, linear in zip(self.linear_weight[1:], others, strict=True):
             m, _ = posterior(x, visible, linear)
-            mean = mean + weight * (m @ linear.W.T + linear.b)
-        outer = (best.W.unsqueeze(2) * best.W.unsqueeze(1)).flatten(1)
-        variance = (cov.flatten(1) @ outer.T).clamp(min=0) + best.psi
-        return Given(x, visible.to(x), own_mean, variance, mean, cov)
+            mean = mean + weight * decode(m, linear)
+        return Given(x, visible.to(x), own_mean, cell_variance(cov, best), mean, cov)
 
     def smooth(
         self, theta: Tensor, given: Given, place: Tensor, backbone: FactorAnalysis, prepared: Prepared | None = None
     ) -> Smoothed:
         """What one smoother (3 H + 1, F) makes of rows that stand at `place` (B,) among the reference rows, or -1."""
         theta = theta.unsqueeze(0)
-        prepared, gate, parts = prepared or prepare(theta, self.reference_rows), gates(theta), []
+        prepared, parts = prepared or prepare(theta, self.reference_rows), []
         for rows in row_slices(len(place), 2 * N_HEADS * len(self.reference)):
             q = Given(*(part[rows].unsqueeze(0) for part in given))
             votes = estimate(theta, prepared, q, place[rows].unsqueeze(0), backbone, with_variance=True)
-            answer = gate[:, :, 0] * q.mean + (gate[:, :, 1:] * votes.mean).sum(2)
-            parts.append(Smoothed(answer[0], votes.mean[0], (gate[:, :, 1:] * votes.variance).sum(2)[0]))
+            answer, variance = mix(theta, q.mean, votes)
+            parts.append(Smoothed(answer[0], votes.mean[0], variance[0]))
         return Smoothed(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def doubt(self, variance: Tensor) -> Tensor:
@@ -175,6 +173,10 @@ class ClosedFormVAE(VAE):
         The linear VAE's variance in units of what it is for a typical cell of the column, at most one; one for classes.
         """
         return torch.where(self.is_class, 1, (variance / self.typical_variance).clamp(max=1))
+
+    def variance(self, linear: Tensor, smoother: Tensor) -> Tensor:
+        """Variance of cells (B, F), from the linear VAE's and the smoothers'."""
+        return self.variance_share[0] * linear + self.variance_share[1] * smoother
 
     @staticmethod
     def stacking_inputs(smoothed: Smoothed, linear: Tensor, mixed: Tensor) -> Tensor:
@@ -201,8 +203,7 @@ class ClosedFormVAE(VAE):
             added = doubt * (features @ self.feature_coef.T)
             added = Correction(self.feature_coef, self.feature_most).bounded(added)
             mean = kept.indicators.moved(mean, added)
-        variance = self.variance_share[0] * given.variance + self.variance_share[1] * smoothed.variance
-        return mean, variance.clamp(min=SMALLEST_VARIANCE), given
+        return mean, self.variance(given.variance, smoothed.variance).clamp(min=SMALLEST_VARIANCE), given
 
     def loss(self, batch: Batch, n_draws: int, generator: Generator) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} is solved, not trained.")

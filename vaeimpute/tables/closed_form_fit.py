@@ -24,12 +24,12 @@ from vaeimpute.tables.linear_start import LinearStart, fit_linear_start
 from vaeimpute.tables.queries import Queries, hide_each_cell_once
 from vaeimpute.tables.smoother import Given
 from vaeimpute.tables.smoother_fit import SmootherTraining
+from vaeimpute.tables.stacking import stacked_weight
 from vaeimpute.training.schedule import TimeBudget
 
 _SMOOTHER_SHARE, _FEATURES_SHARE = 0.6, 0.65  # of a time budget, after which stages end, or do not begin
 _MIN_GAIN = 0.01  # a smoother that lowers the error by less is noise: an exactly linear table keeps the exact answer
 _REFILL = 0.5  # of the steps, after which the reference rows are filled by the smoothers
-_PRIOR_CELLS, _ALIKE = 100, 0.05  # what the prior of a share is worth, in cells; difference that tells little
 _LEVEL, _NORMAL_WIDTH = 0.9, 1.6449  # of the intervals that draws must hold, and half of a normal's
 _PSEUDO_CELLS, _FACTORS = 50, (0.5, 3.0)  # at the pooled factor; bounds of it
 _SMALLEST_SHARE = 0.02  # of the linear variance, beside the smoothers'
@@ -166,7 +166,7 @@ def fit_closed_form(
         given = _given_out_of_fold(model, start, queries)
         of_few = given.at(few)
         judge("linear", 0, of_few.mean)
-        answers, variance = of_few.mean, of_few.variance
+        answers, of_smoothers = of_few.mean, torch.zeros_like(of_few.variance)
     if model.sizes.n_reference:
         place = _choose_reference(model, x, known, generator)[queries.row]
         half = (torch.randperm(len(x), device=x.device, generator=generator) % defaults.N_SMOOTHERS)[queries.row]
@@ -182,11 +182,10 @@ def fit_closed_form(
             if model.sizes.n_random and budget.allows("random features", _FEATURES_SHARE):
                 answers = _add_features(model, judge.queries, answers, model.doubt(of_few.variance), generator)
                 judge("random features", 1, answers)
-            _set_variance(model, judge.queries, answers, of_few.variance, smoothed.variance)
-            variance = model.variance_share[0] * of_few.variance + model.variance_share[1] * smoothed.variance
-    else:
-        _set_variance(model, judge.queries, answers, of_few.variance, torch.zeros_like(of_few.variance))
-        variance = model.variance_share[0] * of_few.variance
+        of_smoothers = smoothed.variance
+    miss = judge.queries.asked * (judge.queries.truth - answers).square()
+    model.variance_share.copy_(_variance_shares(miss, judge.queries.asked, of_few.variance, of_smoothers))
+    variance = model.variance(of_few.variance, of_smoothers)
     dispersion = _dispersion(model, judge.queries, answers, variance)
     return ClosedForm(model.eval(), dispersion, start, rows, fold, judge.queries, answers, variance)
 
@@ -260,11 +259,6 @@ def _stack(model: ClosedFormVAE, queries: Queries, given: Given, smoothed: Smoot
     return answers + added
 
 
-def _set_variance(model: ClosedFormVAE, queries: Queries, answers: Tensor, linear: Tensor, smoother: Tensor) -> None:
-    miss = queries.asked * (queries.truth - answers).square()
-    model.variance_share.copy_(_variance_shares(miss, queries.asked, linear, smoother))
-
-
 def _start_model(start: LinearStart, specs: list[CellSpec], n_reference: int, n_rows: int) -> ClosedFormVAE:
     """The model as it is before any smoother: the average of the linear VAEs."""
     rank = max(fit.whole.rank for fit in start.fits)
@@ -329,18 +323,13 @@ def _add_features(
 
 
 def _linear_share(queries: Queries, linear: Tensor, smooth: Tensor) -> Tensor:
-    """Share of the linear mean in each feature (F,): least squares, drawn to the inverse fourth power of the errors."""
+    """Weight of the linear mean beside the smoothers' in each feature, (F,)."""
 
     def total(products: Tensor) -> Tensor:
         return (queries.asked * products).sum(0)
 
-    of_linear, of_smoother = queries.errors(linear), queries.errors(smooth)
-    ratio = (of_linear / of_smoother.clamp(min=1e-12)).clamp(1e-3, 1e3) ** 4
-    prior = torch.where(of_linear > 0, 1 / (1 + ratio), 0.5)
-    apart, cross = total((linear - smooth).square()), total((linear - smooth) * (queries.truth - smooth))
-    n_cells, n_copies = queries.asked.sum(0).clamp(min=1), queries.copies
-    believed = n_copies * _PRIOR_CELLS * (apart + _ALIKE * of_smoother) / n_cells
-    return ((cross + believed * prior) / (apart + believed).clamp(min=1e-12)).clamp(0, 1)
+    # Cells that are asked for again tell nothing more.
+    return stacked_weight(linear - queries.truth, smooth - queries.truth, total, queries.asked.sum(0) / queries.copies)
 
 
 def _variance_shares(miss: Tensor, asked: Tensor, linear: Tensor, smoother: Tensor) -> Tensor:

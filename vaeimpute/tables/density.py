@@ -171,7 +171,7 @@ class MixtureDensity(Density):
         columns, expectation_columns = self.likelihoods.feature_columns, self.likelihoods.expectation_columns
         x, o = self._inputs(values, clean)
         mean, variance, log_weight = leave_one_out(x, o, mixture)
-        log_weight = log_weight[..., _first_features(columns, values.shape[1])]  # (C, B, D)
+        log_weight = log_weight[..., self.likelihoods.first_features]  # (C, B, D)
         for j in torch.bincount(columns).gt(1).nonzero().squeeze(-1).tolist():
             own = (columns == j).nonzero().squeeze(-1)
             mean[..., own], variance[..., own], weight = leave_block_out(x, o, mixture, own)
@@ -239,8 +239,9 @@ def fit_detector(table: Table, *, seed: int, dtype: torch.dtype, robust: bool = 
     )
     density.likelihoods.to(device, dtype)
     density.row_calibration = _calibrate_rows(density, table, fold, rng)
-    first = _first_features(likelihoods.feature_columns, table.values.shape[1])
-    density.cell_calibration = _calibrate_cells(density, values, observed, clean[:, first], fold[some])
+    density.cell_calibration = _calibrate_cells(
+        density, values, observed, clean[:, likelihoods.first_features], fold[some]
+    )
     return FittedModels(density)
 
 
@@ -305,9 +306,3 @@ def _cauchy_nll(x: Tensor, o: Tensor, margins: Tensor) -> Tensor:
     """Negative log-likelihood (n,) of independent Cauchy-distributed features, up to a constant."""
     middle, half = margins
     return torch.where(o, ((x - middle) / half).square().log1p(), 0).sum(-1)
-
-
-def _first_features(columns: Tensor, n_columns: int) -> Tensor:
-    """Position of one feature of each column."""
-    first = torch.zeros(n_columns, dtype=torch.long, device=columns.device)
-    return first.scatter_(0, columns, torch.arange(len(columns), device=columns.device))

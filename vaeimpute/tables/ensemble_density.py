@@ -100,13 +100,14 @@ def fit_ensemble_density(
 
     rate = rng.uniform(0, _REMASKED_RATE, (len(rows), 1)) * (rng.random((len(rows), 1)) < _REMASKED_SHARE)
     kept = observed & torch.as_tensor(rng.random(observed.shape) >= rate).to(device)
-    scores = -inference.log_likelihood(ensemble, values, kept).double().cpu().numpy()
-    if blind is not None:
-        model, unseen_by = blind
-        member = unseen_by[rows]
-        by_member = -inference.member_log_likelihoods(model, values, kept)
-        own = by_member[member.clamp(min=0), torch.arange(len(rows), device=device)].double().cpu().numpy()
-        scores = np.where(member.cpu().numpy() >= 0, own, scores)
+    scores = torch.empty(len(rows), dtype=torch.float64, device=device)
+    member = torch.full_like(rows, -1) if blind is None else blind[1][rows]
+    fresh, rest = ((member >= 0).nonzero().squeeze(-1), (member < 0).nonzero().squeeze(-1))
+    if len(rest):
+        scores[rest] = -inference.log_likelihood(ensemble, values[rest], kept[rest]).double()
+    if blind is not None and len(fresh):
+        by_member = inference.member_log_likelihoods(blind[0], values[fresh], kept[fresh])
+        scores[fresh] = -by_member[member[fresh], torch.arange(len(fresh), device=device)].double()
     mask = kept.cpu().numpy()
-    row_calibration = RowCalibration.fit(scores[None], mask, np.zeros(len(mask), dtype=int))
+    row_calibration = RowCalibration.fit(scores.cpu().numpy()[None], mask, np.zeros(len(mask), dtype=int))
     return EnsembleDensity(ensemble, row_calibration, cell_calibration, torch.as_tensor(baseline).to(values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from vaeimpute.anomaly.density import FittedModels
 from vaeimpute.gaussian.factor_analysis import FactorAnalysis, fit_factor_analysis
 from vaeimpute.likelihoods.base import CellSpec
 from vaeimpute.tables import defaults
-from vaeimpute.tables.closed_form import ClosedFormStack
+from vaeimpute.tables.closed_form import SMALLEST_VARIANCE, ClosedFormStack
 from vaeimpute.tables.closed_form_fit import ClosedForm, fit_closed_form, fit_linear_stage
 from vaeimpute.tables.data import Table, cell_specs
 from vaeimpute.tables.ensemble_density import fit_ensemble_density
@@ -23,7 +24,6 @@ from vaeimpute.training.schedule import TimeBudget, shortened
 from vaeimpute.vae.base import Batch
 from vaeimpute.vae.inference import Ensemble, latent_noise
 
-EFFORTS = ("auto", "full")
 _CLOSED_FORMS = 4  # of a full fit, each with other smoothers and other random features
 _DRAWS = 16  # of an evaluation
 _BLIND_SWEEPS = 8  # of a member's linear VAE, from that of all cells
@@ -121,13 +121,8 @@ def _fit_stages(
     weight = torch.zeros_like(dispersion)
     wants_networks = effort == "full" and len(values) >= defaults.MIN_ROWS
     if wants_networks and budget.allows("networks of the joint model", _NETWORKS_SHARE):
-        training: dict[str, Any] = {
-            "seed": seed,
-            "budget": budget,
-            "max_iter": max_iter,
-            "on_evaluation": on_evaluation,
-        }
-        joint, weight, more = _train_joint(table, values, specs, fits, **training)
+        options = {"seed": seed, "budget": budget, "max_iter": max_iter, "on_evaluation": on_evaluation}
+        joint, weight, more = _train_joint(table, values, specs, fits, **options)
         history += more
     else:
         joint = _linear_joint(fits[0], [fits[0].start.fits[0].whole])
@@ -169,16 +164,14 @@ def _train_joint(
     sizes = defaults.joint_sizes(table, closed.start.fits[0].whole.rank, closed.model.sizes.log_scale_floor)
     model = JointVAE(sizes, specs, init).to(closed.model.W)
     M = model.n_members
-    queries, columns = closed.queries, model.likelihoods.feature_columns
-    first = torch.zeros(values.shape[1], dtype=torch.long, device=device)
-    first[columns] = torch.arange(len(columns), device=device)  # one feature of each column
+    queries, first = closed.queries, model.likelihoods.first_features
     chosen = (queries.fold < M).nonzero().squeeze(-1)
     order = torch.randperm(len(chosen), device=device, generator=generator)
     chosen = _one_of_each_row(queries.row, chosen[order])[: defaults.n_validation_rows(values.shape[1])]
     judged = queries.at(chosen)
     visible, asked = judged.visible[:, first] > 0, judged.asked[:, first] > 0
-    own = judged.fold.unsqueeze(0) == torch.arange(M, device=device).unsqueeze(1)  # (M, Q)
-    held_out = own.unsqueeze(-1) & asked
+    member = torch.arange(M, device=device).unsqueeze(1)
+    held_out = (judged.fold == member).unsqueeze(-1) & asked  # (M, Q, D)
     rows = closed.rows[judged.row]
     validation = Validation(values[rows], visible.expand(M, -1, -1), held_out, latent_noise(model, _DRAWS))
 
@@ -186,23 +179,19 @@ def _train_joint(
     hidden[judged.fold, judged.row] = asked
     model.start(_blind_backbones(closed, values, table.observed, hidden))
 
-    def get_batch(size: int, generator: Generator) -> Batch:
+    def get_batch(size: int, generator: Generator, *, blind: bool = False) -> Batch:
         index = torch.randint(len(closed.rows), (M, size), device=device, generator=generator)
         picked = closed.rows[index]
-        return Batch(values[picked], table.observed[picked])
-
-    def get_blind_batch(size: int, generator: Generator) -> Batch:
-        index = torch.randint(len(closed.rows), (M, size), device=device, generator=generator)
-        picked, member = closed.rows[index], torch.arange(M, device=device).unsqueeze(1)
-        return Batch(values[picked], table.observed[picked] & ~hidden[member, index])
+        observed = table.observed[picked]
+        return Batch(values[picked], observed & ~hidden[member, index] if blind else observed)
 
     schedules = shortened([defaults.joint_schedule(model, table)], max_iter)
     options: dict[str, Any] = {"generator": generator, "budget": budget}
     extra: dict[str, Any] = {"name": "joint", "share": _JOINT_SHARE, "on_evaluation": on_evaluation}
-    result = fit_model(model, get_blind_batch, validation, schedules, **options, **extra)
+    result = fit_model(model, partial(get_batch, blind=True), validation, schedules, **options, **extra)
     budget.allows("further steps of the joint model's networks", _JOINT_SHARE)
     answers = torch.stack([fit.answers for fit in fits]).mean(0)[chosen]
-    variance = closed.variance[chosen].clamp(min=1e-10)
+    variance = closed.variance[chosen].clamp(min=SMALLEST_VARIANCE)
     expected = model.likelihoods.gaussian_expectations(answers, 0.5 * variance.log())
     residuals = expected - model.likelihoods.targets(values[rows])
     of_cells = model.likelihoods.expectation_columns

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaeimpute.gaussian.factor_analysis import FLOORS, FactorAnalysis, fit_factor_analysis, posterior, widened
+from vaeimpute.gaussian.factor_analysis import FLOORS, FactorAnalysis, decode, fit_factor_analysis, posterior, widened
 from vaeimpute.tables.queries import N_FOLDS, Queries
 from vaeimpute.training.schedule import TimeBudget
 
@@ -133,4 +133,4 @@ def _ranks(n_features: int) -> list[int]:
 
 def _means(queries: Queries, model: FactorAnalysis) -> Tensor:
     m, _ = posterior(queries.x, queries.visible > 0, model)
-    return m @ model.W.T + model.b
+    return decode(m, model)

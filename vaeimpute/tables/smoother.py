@@ -85,6 +85,21 @@ def gates(theta: Tensor) -> Tensor:
     return torch.nn.functional.pad(logits, (0, 0, 1, 0)).softmax(1).unsqueeze(1)
 
 
+def mix(theta: Tensor, mean: Tensor, votes: KernelEstimates) -> tuple[Tensor, Tensor]:
+    """The answers of the smoothers (S, B, F), and the variance of what their heads average, by the gates.
+
+    Parameters
+    ----------
+    theta : Tensor of shape (S, 3 H + 1, F)
+    mean : Tensor of shape (S or 1, B, F)
+        Of the linear VAEs.
+    votes : KernelEstimates
+    """
+    share = gates(theta)
+    answer = share[:, :, 0] * mean + (share[:, :, 1:] * votes.mean).sum(2)
+    return answer, (share[:, :, 1:] * votes.variance).sum(2)
+
+
 class Prepared(NamedTuple):
     """What depends on the reference rows alone: factors of the scores (S, 3 F, H N), and what is averaged (N, 4 F)."""
 

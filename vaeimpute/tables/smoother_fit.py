@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from vaeimpute.gaussian.factor_analysis import FactorAnalysis
 from vaeimpute.tables.defaults import N_SMOOTHERS, SMOOTHER_BATCH
 from vaeimpute.tables.queries import N_FOLDS, Queries
-from vaeimpute.tables.smoother import N_HEADS, Given, Reference, estimate, gates, prepare, start_theta
+from vaeimpute.tables.smoother import N_HEADS, Given, Reference, estimate, mix, prepare, start_theta
 from vaeimpute.training.schedule import TimeBudget
 
 _RATE, _WARM_UP, _FINAL = 0.3, 10, 0.05  # peak rate of Adam, steps up to it, share of it at the end
@@ -99,8 +99,7 @@ class SmootherTraining:
 
     def _loss(self, theta: Tensor, voters: Reference, index: Tensor, place: Tensor, backbone: FactorAnalysis) -> Tensor:
         given = self.given.at(index)
-        votes, gate = estimate(theta, prepare(theta, voters), given, place, backbone), gates(theta)
-        mean = gate[:, :, 0] * given.mean + (gate[:, :, 1:] * votes.mean).sum(2)
+        mean, _ = mix(theta, given.mean, estimate(theta, prepare(theta, voters), given, place, backbone))
         log_error, squared = theta[:, 3 * N_HEADS :], (self.queries.truth[index] - mean).square()
         nll = 0.5 * squared * torch.exp(-2 * log_error) / given.variance + log_error
         return (self.queries.asked[index] * self.weight * nll).sum() / SMOOTHER_BATCH
