@@ -12,7 +12,6 @@ from toy import F64, KINDS, N_CATEGORIES, factor_analysis, mixed, numeric_table,
 from vaeimpute.gaussian.factor_analysis import FactorAnalysis
 from vaeimpute.gaussian.factor_analysis import log_likelihood as exact_log_likelihood
 from vaeimpute.persistence import from_state, to_state
-from vaeimpute.tables import fit as fit_module
 from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
 from vaeimpute.tables.data import Table
 from vaeimpute.tables.defaults import MIN_ROWS
@@ -25,7 +24,7 @@ from vaeimpute.vae.inference import Ensemble, draw, impute, log_likelihood, samp
 
 CLOSED = ["linear", "smoother"]  # stages of less than 100 rows
 CLASSES = {kind.__name__: kind for kind in (JointVAE, ClosedFormVAE, ClosedFormStack, Ensemble)}
-EFFORTS = pytest.mark.parametrize("effort", ("auto", "full"))
+EFFORTS = pytest.mark.parametrize("effort", ["auto", "full"])
 
 
 def numbers(n, n_columns, missing=0.2):
