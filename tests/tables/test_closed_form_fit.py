@@ -73,7 +73,7 @@ def test_few_rows_have_few_stages(n, stages):
 def test_the_error_is_that_of_the_answers():
     """In units of the columns' variances."""
     closed, told = fit(*step())
-    total = (closed.queries.asked * closed.queries.truth.square()).sum(0)
+    total = (closed.queries.held_out * closed.queries.truth.square()).sum(0)
     expected = (closed.queries.errors(closed.answers) / total).mean().item()
     assert told[-1][2] == pytest.approx(expected)
 
@@ -82,7 +82,7 @@ def test_a_class_counts_once_however_many_levels_it_has():
     table = mixed(120)
     closed, told = fit(*table[:2], cell_specs(table))
     columns, q = closed.model.likelihoods.feature_columns, closed.queries
-    ratio = q.errors(closed.answers) / (q.asked * q.truth.square()).sum(0)
+    ratio = q.errors(closed.answers) / (q.held_out * q.truth.square()).sum(0)
     per_column = torch.stack([ratio[columns == column].mean() for column in range(7)])
     assert told[-1][2] == pytest.approx(per_column.mean().item())
 
@@ -307,7 +307,7 @@ def test_an_interrupt_of_the_smoothers_keeps_the_best_so_far(monkeypatch, at):
 # ---- shares ------------------------------------------------------------------------------------------------------
 
 
-def all_asked(truth):
+def all_held_out(truth):
     n = len(truth)
     fold = torch.arange(n) * 4 // n
     return Queries(0 * truth, 0 * truth, truth, torch.ones_like(truth), torch.arange(n), fold)
@@ -317,13 +317,13 @@ def test_the_linear_share_is_the_one_with_the_least_error():
     """Independent errors of variance 1 and v: the best share of the first is ``v / (1 + v)``."""
     truth, one, other = RandomTensors().normal(3, 40_000, 1)
     for variance in (0.5, 1.0, 3.0):
-        share = _linear_share(all_asked(truth), truth + one, truth + variance**0.5 * other)
+        share = _linear_share(all_held_out(truth), truth + one, truth + variance**0.5 * other)
         assert share.item() == pytest.approx(variance / (1 + variance), abs=0.02)
 
 
 def test_shares_of_both_means_sum_to_one_and_are_no_less_than_zero():
     truth, one, other = RandomTensors().normal(3, 300, 5)
-    queries = all_asked(truth)
+    queries = all_held_out(truth)
     share, rest = _linear_share(queries, one, other), _linear_share(queries, other, one)
     torch.testing.assert_close(share + rest, torch.ones(5, dtype=F64), rtol=0, atol=1e-3)
     assert ((share >= 0) & (share <= 1)).all()
@@ -333,7 +333,7 @@ def test_shares_of_both_means_sum_to_one_and_are_no_less_than_zero():
 
 def test_means_that_are_the_same_have_even_shares():
     truth, one = RandomTensors().normal(2, 300, 2)
-    torch.testing.assert_close(_linear_share(all_asked(truth), one, one), torch.full((2,), 0.5, dtype=F64))
+    torch.testing.assert_close(_linear_share(all_held_out(truth), one, one), torch.full((2,), 0.5, dtype=F64))
 
 
 @pytest.mark.parametrize("shares", [(0.5, 2.0), (1.0, 0.0), (0.3, 0.1)])
@@ -359,13 +359,13 @@ def test_variances_are_never_negative():
 # ---- dispersion --------------------------------------------------------------------------------------------------
 
 
-def factor_of(scale, truth, asked=None, family="gaussian"):
+def factor_of(scale, truth, held_out=None, family="gaussian"):
     """Of a model that says ``N(0, scale^2)`` whatever it is asked."""
     n_columns = truth.shape[1]
     specs = [CellSpec("gaussian")] * (n_columns - 1) + [CellSpec(family, (-1.0, 1.0), (0.0,))]
     model = ClosedFormVAE(ClosedFormSizes(1, 1, 0, 0, 0, -6.0), specs).double()
-    queries = all_asked(truth)
-    queries = queries if asked is None else queries._replace(asked=asked.double())
+    queries = all_held_out(truth)
+    queries = queries if held_out is None else queries._replace(held_out=held_out.double())
     return _dispersion(model, queries, torch.zeros_like(truth), torch.full_like(truth, scale**2))
 
 
@@ -380,24 +380,24 @@ def test_intervals_of_a_fit_hold_nine_cells_of_ten():
     closed, _ = fit(*step(400))
     q, normal = closed.queries, math.sqrt(2) * torch.special.erfinv(torch.tensor(0.9, dtype=F64))
     inside = (q.truth - closed.answers).abs() <= closed.dispersion * normal * closed.variance.sqrt()
-    share = (inside * q.asked).sum(0) / q.asked.sum(0)
+    share = (inside * q.held_out).sum(0) / q.held_out.sum(0)
     torch.testing.assert_close(share, torch.full((2,), 0.9, dtype=F64), rtol=0, atol=0.02)
 
 
 def test_a_column_that_is_not_asked_for_has_the_factor_of_none():
-    asked = torch.ones(4000, 3, dtype=torch.bool)
-    asked[:, 1] = False
-    factor = factor_of(0.5, RandomTensors().normal(4000, 3), asked)
+    held_out = torch.ones(4000, 3, dtype=torch.bool)
+    held_out[:, 1] = False
+    factor = factor_of(0.5, RandomTensors().normal(4000, 3), held_out)
     torch.testing.assert_close(factor[[0, 2]], torch.full((2,), 2.0, dtype=F64), rtol=0.06, atol=0)
     assert factor[1] == 1
 
 
 def test_few_cells_of_a_column_say_little_of_it():
     """Ten cells, all at ten times the scale, beside thousands that are as they should be."""
-    truth, asked = RandomTensors().normal(4000, 2), torch.ones(4000, 2, dtype=torch.bool)
-    asked[10:, 1], truth[:10, 1] = False, 10.0
+    truth, held_out = RandomTensors().normal(4000, 2), torch.ones(4000, 2, dtype=torch.bool)
+    held_out[10:, 1], truth[:10, 1] = False, 10.0
     own = 10 / 1.645  # in half widths of 90% intervals
-    assert 1.0 < factor_of(1.0, truth, asked)[1].item() < 1.2 * math.exp(10 / 60 * math.log(own))
+    assert 1.0 < factor_of(1.0, truth, held_out)[1].item() < 1.2 * math.exp(10 / 60 * math.log(own))
 
 
 def test_what_is_no_number_on_a_line_keeps_its_draws():

@@ -19,10 +19,10 @@ def random():
 
 
 def queries_of(random, n=Q, n_features=F, rate=0.5):
-    """Half of the cells are asked for, in rows of all folds; what they hold does not matter here."""
-    asked = random.mask(n, n_features, rate=rate).double()
+    """Half of the cells are held out, in rows of all folds; what they hold does not matter here."""
+    held_out = random.mask(n, n_features, rate=rate).double()
     zero = torch.zeros(n, n_features, dtype=F64)
-    return Queries(zero, 1 - asked, zero, asked, torch.arange(n), (torch.arange(n) * 4) // n)
+    return Queries(zero, 1 - held_out, zero, held_out, torch.arange(n), (torch.arange(n) * 4) // n)
 
 
 def halves(random, noise=0.1, n=(80, 60), n_targets=2):
@@ -123,15 +123,15 @@ BOTH = pytest.mark.parametrize("regress", [on_stack, on_features])
 
 @BOTH
 def test_what_inputs_explain_is_added(random, regress):
-    """Where it is asked for; and coefficients for new rows say the same."""
+    """Where it is held out; and coefficients for new rows say the same."""
     queries, shared = queries_of(random, 4000), random.normal(4000, 1, INPUTS)
     inputs, truth = shared.expand(-1, F, -1), random.normal(F, INPUTS)
     residual = (inputs * truth).sum(-1) + 0.3 * random.normal(4000, F)
     correction, added = regress(queries, residual, inputs)
     torch.testing.assert_close(correction.coef, truth, rtol=0, atol=0.05)
-    asked = queries.asked > 0
-    assert (residual - added)[asked].square().mean().item() == pytest.approx(0.09, rel=0.1)
-    assert not added[~asked].any()
+    held_out = queries.held_out > 0
+    assert (residual - added)[held_out].square().mean().item() == pytest.approx(0.09, rel=0.1)
+    assert not added[~held_out].any()
     torch.testing.assert_close(correction.most, added.abs().amax(0))
 
 
@@ -173,7 +173,7 @@ def test_few_cells_have_no_say(random, regress):
 def test_a_cell_that_is_not_asked_for_has_no_say(random, regress):
     queries, inputs = queries_of(random), random.normal(Q, 1, INPUTS).expand(-1, F, -1)
     residual = 2 * inputs[..., 0]
-    other = torch.where(queries.asked > 0, residual, 100.0)
+    other = torch.where(queries.held_out > 0, residual, 100.0)
     for one, same in zip(regress(queries, residual, inputs)[0], regress(queries, other, inputs)[0], strict=True):
         assert torch.equal(one, same)
 
@@ -257,8 +257,8 @@ def test_what_is_not_linear_is_found(random, curve):
     residual -= residual.mean(0)
     inputs = drawn(random, filled, n_random=128)(filled, ones)
     _, added = regressed(queries, residual, inputs, torch.arange(F))
-    left = queries.asked * (residual - added)
-    ratio = left.square().sum(0) / (queries.asked * residual).square().sum(0)
+    left = queries.held_out * (residual - added)
+    ratio = left.square().sum(0) / (queries.held_out * residual).square().sum(0)
     assert ratio[0] < 0.35
     assert ratio[1] < 0.6
     assert ratio[2] == 1

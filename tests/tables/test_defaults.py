@@ -60,7 +60,7 @@ def test_the_smoother_has_no_more_reference_rows_than_there_are():
 def test_wide_tables_get_less_of_all_that_grows_with_them():
     assert_falls([defaults.n_queries(width) for width in WIDTHS], 400)
     assert_falls([defaults.n_judged(width) for width in WIDTHS], 400)
-    assert_falls([defaults.n_voters(width) for width in WIDTHS], 512)
+    assert_falls([defaults.n_reference_in_step(width) for width in WIDTHS], 512)
     assert_falls([defaults.smoother_steps(20_000, width) for width in WIDTHS[:-1]], 30)
     assert all(defaults.n_judged(width) <= defaults.n_queries(width) for width in WIDTHS)
 

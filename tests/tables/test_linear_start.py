@@ -34,7 +34,7 @@ class Case:
         for f, model in enumerate(models):
             own = q.at(q.fold == f)
             answers = conditional(own.x, own.visible > 0, model).mean
-            errors, total = errors + own.errors(answers), total + (own.asked * own.truth.square()).sum(0)
+            errors, total = errors + own.errors(answers), total + (own.held_out * own.truth.square()).sum(0)
         return ((errors / total) * self.weight).sum().item() / self.weight.sum().item()
 
 

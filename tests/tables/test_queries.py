@@ -1,4 +1,4 @@
-"""Queries: every observed cell is asked for once, nothing missing ever is, and what is asked for is not shown."""
+"""Queries: every observed cell is held out once, nothing missing ever is, and what is held out is not shown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def case(request):
 
 def test_every_observed_cell_is_asked_for_once_per_copy(case):
     q, n = case.queries, len(case.features)
-    times = torch.zeros(n, F, dtype=F64).index_add_(0, q.row, q.asked)
+    times = torch.zeros(n, F, dtype=F64).index_add_(0, q.row, q.held_out)
     copies = len(q.row) // (4 * n)
     assert copies >= 1
     assert torch.equal(times, copies * case.known.double())
@@ -43,15 +43,15 @@ def test_every_observed_cell_is_asked_for_once_per_copy(case):
 
 def test_what_is_visible_and_what_is_asked_for_make_up_what_is_observed(case):
     q = case.queries
-    assert torch.equal(q.visible + q.asked, case.known[q.row].double())
-    assert torch.equal(q.visible * q.asked, torch.zeros_like(q.asked))
+    assert torch.equal(q.visible + q.held_out, case.known[q.row].double())
+    assert torch.equal(q.visible * q.held_out, torch.zeros_like(q.held_out))
     assert torch.equal(q.truth, case.features[q.row])
     assert torch.equal(q.x, q.visible * q.truth)
 
 
 def test_features_of_a_column_are_hidden_together(case):
     for column in COLUMNS.unique():
-        own = case.queries.asked[:, column == COLUMNS]
+        own = case.queries.held_out[:, column == COLUMNS]
         assert torch.equal(own, own[:, :1].expand_as(own))
 
 
@@ -59,7 +59,7 @@ def test_cells_of_a_row_are_dealt_evenly(case):
     """Of m observed cells a quarter is hidden, up to the one that cannot be parted."""
     q = case.queries
     first = [COLUMNS.tolist().index(column) for column in range(D)]
-    hidden, n_observed = q.asked[:, first].sum(1), case.observed[q.row].sum(1)
+    hidden, n_observed = q.held_out[:, first].sum(1), case.observed[q.row].sum(1)
     assert (hidden >= n_observed // 4).all()
     assert (hidden <= (n_observed + 3) // 4).all()
 
@@ -82,7 +82,7 @@ def test_queries_are_sorted_by_fold_and_folds_are_even(case):
 def test_few_rows_are_asked_in_other_groups_again():
     """With the same groups, copies would be the same queries."""
     q = Case(50, missing=0.0).queries
-    of_first = q.asked[q.row == 0]
+    of_first = q.held_out[q.row == 0]
     assert len(of_first) == 16
     assert len(of_first.unique(dim=0)) > 4
 
@@ -104,15 +104,15 @@ def test_queries_come_from_the_generator_alone():
     one, same, other = Case(60), Case(60), Case(60)
     other.queries, _ = hide_each_cell_once(other.features, other.observed, COLUMNS, MANY, make_generator(9))
     assert all(torch.equal(a, b) for a, b in zip(one.queries, same.queries, strict=True))
-    assert not torch.equal(one.queries.asked, other.queries.asked)
+    assert not torch.equal(one.queries.held_out, other.queries.held_out)
     assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_complete_and_empty_tables(rate):
     q = Case(10, missing=rate).queries
-    assert q.asked.any() == (rate == 0)
-    assert (q.asked.sum(0) == (1 - rate) * 4 * 10).all()
+    assert q.held_out.any() == (rate == 0)
+    assert (q.held_out.sum(0) == (1 - rate) * 4 * 10).all()
 
 
 def test_some_are_a_random_choice_in_order():
@@ -126,8 +126,8 @@ def test_some_are_a_random_choice_in_order():
 
 def test_errors_are_those_of_the_cells_that_are_asked_for():
     truth = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    asked = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
-    q = Queries(0 * truth, 0 * truth, truth, asked, torch.arange(3), torch.tensor([0, 1, 1]))
+    held_out = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    q = Queries(0 * truth, 0 * truth, truth, held_out, torch.arange(3), torch.tensor([0, 1, 1]))
     assert q.errors(torch.zeros_like(truth)).tolist() == [1 + 9, 16]
     assert q.errors(truth).tolist() == [0, 0]
     assert q.at(slice(1, 3)).errors(torch.ones_like(truth[1:])).tolist() == [4, 9]

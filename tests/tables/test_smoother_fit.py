@@ -19,7 +19,7 @@ STEPS = 60
 class Trial:
     """``y = sign(x)``: a line leaves much of it, the reference rows know it."""
 
-    def __init__(self, n=200, n_steps=STEPS, n_voters=10_000, seed=0, y=torch.sign):
+    def __init__(self, n=200, n_steps=STEPS, n_reference_in_step=10_000, seed=0, y=torch.sign):
         random = RandomTensors()
         x = 3.4 * random.uniform(n, 1) - 1.7
         self.values, self.observed = torch.cat([x, y(x)], 1), torch.ones(n, 2, dtype=torch.bool)
@@ -33,7 +33,7 @@ class Trial:
         self.place = self.queries.row
         self.half = (random.order(n) % 2)[self.queries.row]
         self.reference = Reference(self.values, 0 * self.values, torch.ones_like(self.values))
-        self.n_steps, self.n_voters, self.seed = n_steps, n_voters, seed
+        self.n_steps, self.n_reference_in_step, self.seed = n_steps, n_reference_in_step, seed
 
     def training(self, **changes):
         parts = {"queries": self.queries, "given": self.given, "place": self.place, "half": self.half} | changes
@@ -43,7 +43,7 @@ class Trial:
             backbones=self.lines,
             weight=weight,
             n_steps=self.n_steps,
-            n_voters=self.n_voters,
+            n_reference_in_step=self.n_reference_in_step,
             generator=generator,
         )
 
@@ -92,10 +92,10 @@ def test_the_error_it_believes_is_the_one_it_makes():
     """The loss is a likelihood: once it has converged, squared errors are what its variance says."""
     trial = Trial(n=400, y=lambda x: torch.sign(x) + 0.3 * RandomTensors(5).normal(*x.shape))
     theta = trial.learnt().averaged
-    squared = trial.queries.asked * (trial.queries.truth - trial.judged(theta)).square() / trial.given.variance
+    squared = trial.queries.held_out * (trial.queries.truth - trial.judged(theta)).square() / trial.given.variance
     for s in range(2):
         own = trial.half == s
-        share = (squared[own].sum(0) / trial.queries.asked[own].sum(0))[1]
+        share = (squared[own].sum(0) / trial.queries.held_out[own].sum(0))[1]
         assert share < 0.7
         assert torch.exp(2 * theta[s, -1, 1]).item() == pytest.approx(share.item(), rel=0.3)
 
@@ -159,7 +159,7 @@ def test_rows_that_are_no_reference_teach_nothing(trial):
 
 
 def test_a_cell_that_is_not_asked_for_teaches_nothing(trial):
-    truth = torch.where(trial.queries.asked > 0, trial.queries.truth, 9.0)
+    truth = torch.where(trial.queries.held_out > 0, trial.queries.truth, 9.0)
     before, after = (
         trial.learnt(range(12)).theta,
         trial.learnt(range(12), queries=trial.queries._replace(truth=truth)).theta,
@@ -168,8 +168,8 @@ def test_a_cell_that_is_not_asked_for_teaches_nothing(trial):
 
 
 def test_few_voters_find_the_step_as_well(trial):
-    """A random part of the reference rows is asked in each step."""
-    few = Trial(n_voters=80)
+    """A random part of the reference rows is looked at in each step."""
+    few = Trial(n_reference_in_step=80)
     theta = few.learnt().averaged
     assert not torch.equal(theta, trial.learnt().averaged)
     assert few.queries.errors(few.judged(theta))[1] < 0.3 * few.queries.errors(few.given.mean)[1]
@@ -177,7 +177,7 @@ def test_few_voters_find_the_step_as_well(trial):
 
 def test_no_row_is_evidence_of_itself_among_few_voters():
     """Of noise every other row is as good; a row that voted for itself would teach tiny bandwidths."""
-    trial = Trial(n=100, n_voters=60, y=lambda x: RandomTensors(5).normal(*x.shape))
+    trial = Trial(n=100, n_reference_in_step=60, y=lambda x: RandomTensors(5).normal(*x.shape))
     theta = trial.learnt().averaged
     assert (theta[:, 0, 0] > -2.5).all()
     assert trial.queries.errors(trial.judged(theta))[1] < 1.15 * trial.queries.errors(trial.given.mean)[1]

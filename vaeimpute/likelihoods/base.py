@@ -52,7 +52,6 @@ class Likelihood(nn.Module, ABC):
     n_params: int
     n_features: int  # of the whole group
     n_expectations: int  # of the whole group
-    has_scalar_features: bool  # whether the features are numbers on a line, one per column
     is_numeric: bool = True  # whether the cells are numbers, and not codes of classes
 
     @classmethod

@@ -32,7 +32,6 @@ class ColumnLikelihoods(nn.Module):
     order: Tensor  # (D,) columns group after group
     inverse: Tensor  # (D,)
     feature_columns: Tensor  # (F,) column of each feature
-    scalar_features: Tensor  # features that are numbers on a line
     expectation_columns: Tensor  # (A,) column of each expectation
     expectation_order: Tensor  # (A,)
     expectation_inverse: Tensor  # (A,)
@@ -65,9 +64,6 @@ class ColumnLikelihoods(nn.Module):
             "order": order,
             "inverse": order.argsort(),
             "feature_columns": torch.cat([c[g.feature_columns()] for c, g in local]),
-            "scalar_features": torch.cat([torch.full((g.n_features,), g.has_scalar_features) for g in self.groups])
-            .nonzero()
-            .squeeze(-1),
             "expectation_columns": expectation_columns,
             "expectation_order": expectation_order,
             "expectation_inverse": expectation_order.argsort(),

@@ -28,7 +28,7 @@ _MIN_PER_VALUE = 5  # ... if each value is seen so often on average
 class Gaussian(Likelihood):
     """``N(x; mean, exp(log_scale)^2)`` with ``log_scale`` floored, for numbers without structure."""
 
-    n_params, has_scalar_features = 2, True
+    n_params = 2
 
     def __init__(self, specs: Sequence[CellSpec], log_scale_floor: float) -> None:
         super().__init__()
@@ -67,7 +67,6 @@ class Discrete(Likelihood):
     The backbone's Gaussian gives the starting logits, ``-((v - mean) / scale)^2 / 2``.
     """
 
-    has_scalar_features = True
     grid: Tensor  # (C, N)
     cuts: Tensor  # (C, N - 1)
     mask: Tensor  # (C, N)
@@ -120,7 +119,6 @@ class Histogram(Likelihood):
     logit of the histogram's share, N logits. The expectation is the mean of the mixture.
     """
 
-    has_scalar_features = True
     n_bins, common = 32, 0.03
     grid: Tensor  # (C, N)
     edges: Tensor  # (C, N - 1)
@@ -238,7 +236,7 @@ class Categorical(Likelihood):
     floored at ``1 / (L - 1)``, so that a class weighs as much as a number, however many categories it has.
     """
 
-    has_scalar_features = is_numeric = False
+    is_numeric = False
     frequency: Tensor  # (C, N)
     scale: Tensor  # (C, N)
     mask: Tensor  # (C, N)
@@ -302,7 +300,7 @@ class Ordinal(Likelihood):
     The cut points ``c_l`` reproduce the observed frequencies; location and scale come from the backbone and network.
     """
 
-    n_params, has_scalar_features, is_numeric = 2, True, False
+    n_params, is_numeric = 2, False
     scores: Tensor  # (C, N)
     cuts: Tensor  # (C, N - 1)
 

@@ -71,7 +71,7 @@ class _Judge:
 
     def __init__(self, queries: Queries, weight: Tensor, report: Report) -> None:
         self.queries, self.weight, self.report = queries, weight, report
-        self.total = (queries.asked * queries.truth.square()).sum(0)
+        self.total = (queries.held_out * queries.truth.square()).sum(0)
         self.first: float | None = None
 
     def __call__(self, stage: str, steps: int, answers: Tensor) -> None:
@@ -172,8 +172,10 @@ def fit_closed_form(
         half = (torch.randperm(len(x), device=x.device, generator=generator) % defaults.N_SMOOTHERS)[queries.row]
         backbones = [_padded(fit, model.sizes.rank) for fit in start.fits[0].folds]
         n_steps = min(defaults.smoother_steps(*x.shape), max_iter or sys.maxsize)
-        n_voters = defaults.n_voters(x.shape[1])
-        training = SmootherTraining(queries, given, place, half, backbones, weight, n_steps, n_voters, generator)
+        n_reference_in_step = defaults.n_reference_in_step(x.shape[1])
+        training = SmootherTraining(
+            queries, given, place, half, backbones, weight, n_steps, n_reference_in_step, generator
+        )
         taken = _train_smoothers(model, training, budget)
         with torch.no_grad():
             smoothed = _judged(model, judge.queries, of_few, place[few], half[few], backbones)
@@ -183,8 +185,8 @@ def fit_closed_form(
                 answers = _add_features(model, judge.queries, answers, model.doubt(of_few.variance), generator)
                 judge("random features", 1, answers)
         of_smoothers = smoothed.variance
-    miss = judge.queries.asked * (judge.queries.truth - answers).square()
-    model.variance_share.copy_(_variance_shares(miss, judge.queries.asked, of_few.variance, of_smoothers))
+    miss = judge.queries.held_out * (judge.queries.truth - answers).square()
+    model.variance_share.copy_(_variance_shares(miss, judge.queries.held_out, of_few.variance, of_smoothers))
     variance = model.variance(of_few.variance, of_smoothers)
     dispersion = _dispersion(model, judge.queries, answers, variance)
     return ClosedForm(model.eval(), dispersion, start, rows, fold, judge.queries, answers, variance)
@@ -244,9 +246,9 @@ def _refill(model: ClosedFormVAE, theta: Tensor) -> None:
 
 def _stack(model: ClosedFormVAE, queries: Queries, given: Given, smoothed: Smoothed) -> Tensor:
     """Mix the linear mean and the smoothers', then regress on their differences; gives the answers."""
-    n_asked = queries.asked.sum(0)
-    typical = (queries.asked * given.variance).sum(0) / n_asked.clamp(min=1)
-    model.typical_variance.copy_(torch.where(n_asked > 0, typical, given.variance.mean(0)))
+    n_held_out = queries.held_out.sum(0)
+    typical = (queries.held_out * given.variance).sum(0) / n_held_out.clamp(min=1)
+    model.typical_variance.copy_(torch.where(n_held_out > 0, typical, given.variance.mean(0)))
     doubt = model.doubt(given.variance)
     smooth = given.mean + doubt * (smoothed.answer - given.mean)
     gained = queries.errors(smooth) < (1 - _MIN_GAIN) * queries.errors(given.mean)
@@ -326,15 +328,17 @@ def _linear_share(queries: Queries, linear: Tensor, smooth: Tensor) -> Tensor:
     """Weight of the linear mean beside the smoothers' in each feature, (F,)."""
 
     def total(products: Tensor) -> Tensor:
-        return (queries.asked * products).sum(0)
+        return (queries.held_out * products).sum(0)
 
-    # Cells that are asked for again tell nothing more.
-    return stacked_weight(linear - queries.truth, smooth - queries.truth, total, queries.asked.sum(0) / queries.copies)
+    # Cells that are held out again tell nothing more.
+    return stacked_weight(
+        linear - queries.truth, smooth - queries.truth, total, queries.held_out.sum(0) / queries.copies
+    )
 
 
-def _variance_shares(miss: Tensor, asked: Tensor, linear: Tensor, smoother: Tensor) -> Tensor:
+def _variance_shares(miss: Tensor, held_out: Tensor, linear: Tensor, smoother: Tensor) -> Tensor:
     """Squared misses as a sum of both variances, whose shares (2, F) are not negative: weighted least squares."""
-    w = asked / linear.square()
+    w = held_out / linear.square()
     a, b, c = ((w * product).sum(0) for product in (linear.square(), linear * smoother, smoother.square()))
     p, q = (w * linear * miss).sum(0), (w * smoother * miss).sum(0)
     determinant = (a * c - b * b).clamp(min=1e-12)
@@ -344,7 +348,7 @@ def _variance_shares(miss: Tensor, asked: Tensor, linear: Tensor, smoother: Tens
 
 
 def _alone(miss: Tensor, weight: Tensor, linear: Tensor) -> Tensor:
-    """Share (F,) of the linear variance if it is all there is; one where nothing was asked."""
+    """Share (F,) of the linear variance if it is all there is; one where nothing was held out."""
     total = (weight * linear.square()).sum(0)
     share = (weight * linear * miss).sum(0) / total.clamp(min=1e-12)
     return torch.where(total > 0, share.clamp(min=1e-4), 1)
@@ -355,11 +359,11 @@ def _dispersion(model: ClosedFormVAE, queries: Queries, answers: Tensor, varianc
     specs, columns = model.likelihoods.specs, model.likelihoods.feature_columns
     factor = answers.new_ones(len(specs))
     standard = (queries.truth - answers).abs() / variance.clamp(min=SMALLEST_VARIANCE).sqrt()
-    asked = queries.asked > 0
-    numbers = [(j, c) for j, c in enumerate(columns.tolist()) if specs[c].family == "gaussian" and asked[:, j].any()]
+    held_out = queries.held_out > 0
+    numbers = [(j, c) for j, c in enumerate(columns.tolist()) if specs[c].family == "gaussian" and held_out[:, j].any()]
     if not numbers:
         return factor
-    cells = {column: standard[asked[:, j], j] for j, column in numbers}
+    cells = {column: standard[held_out[:, j], j] for j, column in numbers}
     pooled = torch.cat(list(cells.values()))
     pooled = pooled[:: max(1, len(pooled) // _QUANTILE_CELLS)].quantile(_LEVEL).clamp(min=1e-6)
     for column, own in cells.items():

@@ -56,8 +56,8 @@ def stack(queries: Queries, residual: Tensor, inputs: Tensor) -> tuple[Correctio
         What the other half of the queries would have added to each answer.
     """
     x, y = inputs.permute(1, 0, 2).double(), residual.T.unsqueeze(-1).double()  # (F, Q, I), (F, Q, 1)
-    asked = queries.asked.T.unsqueeze(-1).double()
-    halves = [asked * (queries.fold % 2 == half).view(1, -1, 1) for half in range(2)]
+    held_out = queries.held_out.T.unsqueeze(-1).double()
+    halves = [held_out * (queries.fold % 2 == half).view(1, -1, 1) for half in range(2)]
     grams, moments = (torch.stack([(x * half).mT @ target for half in halves]) for target in (x, y))  # (2, F, I, ...)
     unit = grams.sum(0).diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-8).view(-1, 1, 1) / 2  # (F, 1, 1)
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
@@ -71,12 +71,12 @@ def stack(queries: Queries, residual: Tensor, inputs: Tensor) -> tuple[Correctio
         return (first + second).squeeze(-1)
 
     answers = torch.stack([answered(penalty) for penalty in _STACKING_PENALTIES])  # (penalties, F, Q)
-    errors = (asked * (y - answers.unsqueeze(-1)).square()).sum((2, 3))
+    errors = (held_out * (y - answers.unsqueeze(-1)).square()).sum((2, 3))
     least, best = errors.min(0)
-    n_cells = asked.sum((1, 2))
+    n_cells = held_out.sum((1, 2))
     few = torch.stack([half.sum((1, 2)) for half in halves]).amin(0) < _FEWEST
     share = 1 - _STACKING_GAIN - _PSEUDO_CELLS[0] * queries.copies / n_cells.clamp(min=1)
-    gained = (least < share * (asked * y.square()).sum((1, 2))) & ~few
+    gained = (least < share * (held_out * y.square()).sum((1, 2))) & ~few
     penalty = torch.tensor(_STACKING_PENALTIES, dtype=x.dtype, device=x.device)[best].view(-1, 1, 1)
     coef = torch.where(gained.view(-1, 1), solved(grams.sum(0), moments.sum(0), 2 * penalty).squeeze(-1), 0)
     added = answers.take_along_dim(best.view(1, -1, 1), 0).squeeze(0)
@@ -224,8 +224,8 @@ class _Solved(NamedTuple):
 
 def _halves(queries: Queries, feature: int) -> list[Tensor]:
     """Numbers of the queries of each half that ask for a feature."""
-    asked = queries.asked[:, feature] > 0
-    return [(asked & (queries.fold % 2 == half)).nonzero().squeeze(-1) for half in range(2)]
+    held_out = queries.held_out[:, feature] > 0
+    return [(held_out & (queries.fold % 2 == half)).nonzero().squeeze(-1) for half in range(2)]
 
 
 def _ridge(

@@ -17,7 +17,7 @@ _VALIDATION_CELLS = 60_000  # wide tables have many cells in a row
 N_SMOOTHERS = 2  # each is taught by one half of the rows and judged by the other
 SMOOTHER_BATCH = 64  # rows of each in a step
 _QUERIES, _JUDGED = 20_000, 4000  # rows with cells hidden that smoothers learn from, and that stages are judged by
-_VOTERS = 2048  # reference rows that are asked in a step of the smoothers' training
+_REFERENCE_IN_STEP = 2048  # reference rows that are looked at in a step of the smoothers' training
 _RANDOM_FEATURES, _RANDOM_ROWS = 256, 4  # at most, and rows for each
 _SMOOTHER_STEPS, _FEWEST_SMOOTHER_STEPS = 85, 30
 _SMOOTHER_COST = 1.2e11  # floating-point operations of their training: a second or two on a laptop's core
@@ -44,14 +44,16 @@ def n_reference(n_rows: int, n_features: int) -> int:
     return min(n_rows, _REFERENCE_ROWS, max(fewest, 32 * _REFERENCE_ROWS // n_features))
 
 
-def n_voters(n_features: int) -> int:
-    """Reference rows that are asked in a step of the smoothers' training."""
-    return min(_VOTERS, max(512, 32 * _VOTERS // n_features))
+def n_reference_in_step(n_features: int) -> int:
+    """Reference rows that are looked at in a step of the smoothers' training."""
+    return min(_REFERENCE_IN_STEP, max(512, 32 * _REFERENCE_IN_STEP // n_features))
 
 
 def smoother_steps(n_rows: int, n_features: int) -> int:
     """Steps of the smoothers' training; what is very wide gets fewer."""
-    pairs = N_SMOOTHERS * SMOOTHER_BATCH * N_HEADS * min(n_voters(n_features), n_reference(n_rows, n_features))
+    pairs = (
+        N_SMOOTHERS * SMOOTHER_BATCH * N_HEADS * min(n_reference_in_step(n_features), n_reference(n_rows, n_features))
+    )
     operations = max(
         1, 8 * pairs * 3 * n_features
     )  # a product of 3 F terms a pair, one of 3 F sums, and both ways back

@@ -169,14 +169,14 @@ def _train_joint(
     order = torch.randperm(len(chosen), device=device, generator=generator)
     chosen = _one_of_each_row(queries.row, chosen[order])[: defaults.n_validation_rows(values.shape[1])]
     judged = queries.at(chosen)
-    visible, asked = judged.visible[:, first] > 0, judged.asked[:, first] > 0
+    visible, of_query = judged.visible[:, first] > 0, judged.held_out[:, first] > 0
     member = torch.arange(M, device=device).unsqueeze(1)
-    held_out = (judged.fold == member).unsqueeze(-1) & asked  # (M, Q, D)
+    held_out = (judged.fold == member).unsqueeze(-1) & of_query  # (M, Q, D)
     rows = closed.rows[judged.row]
     validation = Validation(values[rows], visible.expand(M, -1, -1), held_out, latent_noise(model, _DRAWS))
 
     hidden = torch.zeros(M, len(closed.rows), values.shape[1], dtype=torch.bool, device=device)
-    hidden[judged.fold, judged.row] = asked
+    hidden[judged.fold, judged.row] = of_query
     model.start(_blind_backbones(closed, values, table.observed, hidden))
 
     def get_batch(size: int, generator: Generator, *, blind: bool = False) -> Batch:

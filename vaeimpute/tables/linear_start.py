@@ -70,7 +70,7 @@ def fit_linear_start(
     slices = queries.slices()
     n_judges = N_FOLDS if n <= _MANY_ROWS else N_FOLDS // 2
     judged = slice(0, slices[n_judges - 1].stop)
-    total = (queries.asked * queries.truth.square())[judged].sum(0).clamp(min=1e-9)
+    total = (queries.held_out * queries.truth.square())[judged].sum(0).clamp(min=1e-9)
 
     n_fold_sweeps = _FOLD_SWEEPS if n >= _FEW_ROWS else _FEW_ROWS_SWEEPS
 

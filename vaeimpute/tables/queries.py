@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 N_FOLDS = 4  # parts of the rows; a row is answered by backbones that have not seen its part
 _N_GROUPS = 4  # parts of a row's observed cells, of which each is hidden once
-_FEW, _MOST_COPIES = 4000, 4  # queries below which rows are asked again, in other groups
+_FEW, _MOST_COPIES = 4000, 4  # queries below which rows come again, in other groups
 
 
 class Queries(NamedTuple):
@@ -23,7 +23,7 @@ class Queries(NamedTuple):
         Which of them may be used, as numbers.
     truth : Tensor of shape (Q, F)
         Features of all observed cells.
-    asked : Tensor of shape (Q, F)
+    held_out : Tensor of shape (Q, F)
         Which of them are to be predicted, as numbers.
     row, fold : Tensor of shape (Q,)
         The row's number in the training table, and its part.
@@ -32,7 +32,7 @@ class Queries(NamedTuple):
     x: Tensor
     visible: Tensor
     truth: Tensor
-    asked: Tensor
+    held_out: Tensor
     row: Tensor
     fold: Tensor
 
@@ -52,12 +52,12 @@ class Queries(NamedTuple):
 
     @property
     def copies(self) -> float:
-        """How often each cell is asked for."""
+        """How often each cell is held out."""
         return max(1.0, len(self.row) / max(1, len(self.row.unique())) / _N_GROUPS)
 
     def errors(self, answers: Tensor) -> Tensor:
-        """Sum of the squared errors of the cells that are asked for, (F,)."""
-        return (self.asked * (self.truth - answers).square()).sum(0)
+        """Sum of the squared errors of the held-out cells, (F,)."""
+        return (self.held_out * (self.truth - answers).square()).sum(0)
 
 
 def hide_each_cell_once(
@@ -66,7 +66,7 @@ def hide_each_cell_once(
     """Queries that ask for every observed cell of every row once, and the fold of each row.
 
     The cells of a row are dealt into four groups, of which one is hidden at a time; features of one column are hidden
-    together. Few rows are asked again, in other groups; of many a random part is asked.
+    together. Few rows come again, in other groups; of many a random part is taken.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def hide_each_cell_once(
         group = (place + first) % _N_GROUPS
         for g in range(_N_GROUPS):
             visible = (seen & (group != g))[:, columns]
-            asked = known & ~visible
-            parts.append(Queries(torch.where(visible, x, 0), visible.to(x), x, asked.to(x), rows, fold[rows]))
+            held_out = known & ~visible
+            parts.append(Queries(torch.where(visible, x, 0), visible.to(x), x, held_out.to(x), rows, fold[rows]))
     queries = Queries(*(torch.cat(part) for part in zip(*parts, strict=True)))
     return queries.at(queries.fold.argsort(stable=True)), fold

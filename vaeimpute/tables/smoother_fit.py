@@ -36,8 +36,8 @@ class SmootherTraining:
         Of a feature's loss.
     n_steps : int
         Steps of the whole training.
-    n_voters : int
-        Reference rows that are asked in a step; a random part, if there are more.
+    n_reference_in_step : int
+        Reference rows that are looked at in a step; a random part, if there are more.
     generator : Generator
     """
 
@@ -50,11 +50,11 @@ class SmootherTraining:
         backbones: list[FactorAnalysis],
         weight: Tensor,
         n_steps: int,
-        n_voters: int,
+        n_reference_in_step: int,
         generator: Generator,
     ) -> None:
         self.queries, self.given, self.place, self.backbones, self.weight = queries, given, place, backbones, weight
-        self.n_steps, self.n_voters, self.generator = n_steps, n_voters, generator
+        self.n_steps, self.n_reference_in_step, self.generator = n_steps, n_reference_in_step, generator
         self.n_taken = 0
         self.theta = start_theta(given.x.shape[1]).to(given.x).repeat(N_SMOOTHERS, 1, 1)
         self._first, self._second = torch.zeros_like(self.theta), torch.zeros_like(self.theta)
@@ -83,26 +83,26 @@ class SmootherTraining:
             index = torch.stack(
                 [pool[torch.randint(len(pool), (SMOOTHER_BATCH,), **options)] for pool in self._pools[fold]]
             )
-            place, voters = self.place[index], reference
-            if n > self.n_voters:
-                begin = int(torch.randint(n - self.n_voters + 1, (1,), **options))
-                end = begin + self.n_voters
-                voters = reference.at(slice(begin, end))
+            place, part = self.place[index], reference
+            if n > self.n_reference_in_step:
+                begin = int(torch.randint(n - self.n_reference_in_step + 1, (1,), **options))
+                end = begin + self.n_reference_in_step
+                part = reference.at(slice(begin, end))
                 place = torch.where((place >= begin) & (place < end), place - begin, -1)
             theta = self.theta.requires_grad_()
-            (gradient,) = torch.autograd.grad(self._loss(theta, voters, index, place, self.backbones[fold]), [theta])
+            (gradient,) = torch.autograd.grad(self._loss(theta, part, index, place, self.backbones[fold]), [theta])
             self.theta = self._stepped(theta.detach(), gradient, step)
             self.n_taken = step + 1
             if step >= self.n_steps // 2:
                 self._sum, self._n_averaged = self._sum + self.theta, self._n_averaged + 1
         return steps.stop
 
-    def _loss(self, theta: Tensor, voters: Reference, index: Tensor, place: Tensor, backbone: FactorAnalysis) -> Tensor:
+    def _loss(self, theta: Tensor, part: Reference, index: Tensor, place: Tensor, backbone: FactorAnalysis) -> Tensor:
         given = self.given.at(index)
-        mean, _ = mix(theta, given.mean, estimate(theta, prepare(theta, voters), given, place, backbone))
+        mean, _ = mix(theta, given.mean, estimate(theta, prepare(theta, part), given, place, backbone))
         log_error, squared = theta[:, 3 * N_HEADS :], (self.queries.truth[index] - mean).square()
         nll = 0.5 * squared * torch.exp(-2 * log_error) / given.variance + log_error
-        return (self.queries.asked[index] * self.weight * nll).sum() / SMOOTHER_BATCH
+        return (self.queries.held_out[index] * self.weight * nll).sum() / SMOOTHER_BATCH
 
     def _stepped(self, theta: Tensor, gradient: Tensor, step: int) -> Tensor:
         """Adam, each smoother's gradient clipped by itself; PyTorch's first takes a second to import its compiler."""
