@@ -18,7 +18,7 @@ from safetensors.numpy import save as to_bytes
 from torch import nn
 
 FORMAT_NAME = "vaeimpute"
-FORMAT_VERSION = 3  # raise it when an older reader would misread the file
+FORMAT_VERSION = 4  # raise it when an older reader would misread the file
 
 # What a safetensors file can hold and NumPy can read back. bfloat16 is absent because NumPy has no such type.
 _DTYPES = frozenset(

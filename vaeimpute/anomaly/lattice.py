@@ -81,6 +81,16 @@ class Lattice(Fitted):
         """Which cells (n, D) do not stand on their column's lattice."""
         return _distance(values.double(), self.origin, self.step) > _NEAR
 
+    def nearest(self, values: Tensor) -> Tensor:
+        """Cells (n, D) moved to where cells stand: to the next value of a list, or the next point of a lattice."""
+        x = values.double()
+        at = torch.searchsorted(self.known.T.contiguous(), x.T.contiguous()).T.clamp(1, max(len(self.known) - 1, 1))
+        below = self.known.gather(0, at - 1)
+        above = self.known.gather(0, at.clamp(max=len(self.known) - 1))
+        listed = torch.where((x - below <= above - x) & below.isfinite() | ~above.isfinite(), below, above)
+        on_lattice = self.origin + self.step * ((x - self.origin) / self.step).round()
+        return torch.where(listed.isfinite(), listed, torch.where(self.step > 0, on_lattice, x))
+
     def log_probability(self, values: Tensor) -> Tensor:
         """What standing where it does adds to the log-density of each cell (n, D), if it is clean."""
         x = values.double()

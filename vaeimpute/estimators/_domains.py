@@ -25,10 +25,12 @@ from vaeimpute.gaussian.mixture import Mixture
 from vaeimpute.images.density import ImageDensity, ImageMixture
 from vaeimpute.images.encoder import ImageEncoder, bounded, pixel_shape
 from vaeimpute.images.models import ConditionalImageVAE, JointImageVAE
+from vaeimpute.likelihoods.margins import Margins
 from vaeimpute.likelihoods.pixels import PIXELS
 from vaeimpute.persistence import Fitted
 from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
 from vaeimpute.tables.density import MixtureDensity
+from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.ensemble_density import EnsembleDensity
 from vaeimpute.tables.models import JointVAE
 from vaeimpute.vae.inference import Ensemble
@@ -148,8 +150,8 @@ TABLES = Domain(
     fit_imputer=tables.fit_imputer,
     fit_detector=tables.fit_detector,
     parts=(
-        *(JointVAE, ClosedFormVAE, ClosedFormStack, Ensemble, EnsembleDensity, MixtureDensity, Mixture),
-        *(ContaminationDensity, Lattice, RowCalibration, CellCalibration),
+        *(JointVAE, ClosedFormVAE, ClosedFormStack, TableEnsemble, EnsembleDensity, MixtureDensity, Mixture),
+        *(Margins, ContaminationDensity, Lattice, RowCalibration, CellCalibration),
     ),
     plot=_plot_rows,
 )

@@ -15,7 +15,7 @@ from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._validation import check_positive
 from vaeimpute.frames.containers import repeated
 from vaeimpute.frames.encoded import Encoded
-from vaeimpute.training.runtime import draw_seed, make_generator
+from vaeimpute.training.runtime import draw_seed
 from vaeimpute.vae import inference
 from vaeimpute.vae.inference import Ensemble
 
@@ -26,8 +26,8 @@ class GenerativeVAE(BaseVAE):
     ensemble_: Ensemble
 
     @abstractmethod
-    def _filled(self, X: Any, values: NDArray, missing: NDArray) -> Any:
-        """X with the cells of ``values`` (n, D) where it is missing."""
+    def _filled(self, X: Any, values: NDArray, missing: NDArray, *, rounded: bool = False) -> Any:
+        """X with the cells of ``values`` (n, D) where it is missing, rounded like the column's own if asked to."""
 
     def sample(
         self,
@@ -69,12 +69,13 @@ class GenerativeVAE(BaseVAE):
         check_is_fitted(self)
         n_samples = check_positive("n_samples", n_samples)
         if given is None:
-            rows = inference.sample(self.ensemble_, n_samples, self._generator(random_state))
-            return self.encoder_.build(self._drawn(rows))
+            rows = self.ensemble_.sample(n_samples, draw_seed(random_state))
+            return self.encoder_.build(self._all_columns(rows), rounded=True)
         given, encoded = self._encoded(given)
         draws = self._draws(encoded, n_samples, random_state)
-        completed = self._drawn(draws.flatten(0, 1))
-        return self._filled(repeated(given, n_samples), completed, np.tile(encoded.missing, (n_samples, 1)))
+        completed = self._all_columns(draws.flatten(0, 1))
+        missing = np.tile(encoded.missing, (n_samples, 1))
+        return self._filled(repeated(given, n_samples), completed, missing, rounded=True)
 
     def score_samples(self, X: IntoDataFrame | ArrayLike) -> NDArray:
         """`log_likelihood` under the name that scikit-learn's densities give it.
@@ -165,19 +166,11 @@ class GenerativeVAE(BaseVAE):
     def _log_likelihood(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
         return inference.log_likelihood(self.ensemble_, values, observed)
 
-    def _generator(self, random_state: Any) -> torch.Generator:
-        return make_generator(draw_seed(random_state), self.ensemble_.stacking_weight.device)
-
     def _draws(self, encoded: Encoded, n_draws: int, random_state: Any) -> torch.Tensor:
         """Random completions of the modelled columns, (n_draws, n, d); only incomplete rows are worked on."""
         x, o = self._tensors(encoded)
         rows = ~o.all(1)
-        draws = x.repeat(n_draws, 1, 1)
-        generator = self._generator(random_state)
+        draws, seed = x.double().repeat(n_draws, 1, 1), draw_seed(random_state)
         if rows.any():
-            draws[:, rows] = inference.draw(self.ensemble_, x[rows], o[rows], n_draws, generator)
+            draws[:, rows] = self.ensemble_.draw(x[rows], o[rows], n_draws, seed)
         return draws
-
-    def _drawn(self, cells: torch.Tensor) -> NDArray:
-        """Drawn cells of the modelled columns (n, d) as an array of all columns (n, D)."""
-        return self._all_columns(self.ensemble_.joint.likelihoods.snap_to_values(cells))

@@ -221,7 +221,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         if n_imputations is None:
             return self._filled(X, self._point_estimates(encoded), encoded.missing)
         draws = self._draws(encoded, n_draws, random_state)
-        return [self._filled(X, self._drawn(drawn), encoded.missing) for drawn in draws]
+        return [self._filled(X, self._all_columns(drawn), encoded.missing, rounded=True) for drawn in draws]
 
     def transform(self, X: IntoDataFrame | ArrayLike) -> Any:
         """Complete a table for the next step of a pipeline.
@@ -322,13 +322,12 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         if len(rows) == 0:
             return points
         x, o = self._tensors(encoded, rows)
-        means = inference.impute(self.ensemble_, x, o)
-        points[rows] = self._all_columns(means)
+        points[rows] = self._all_columns(inference.impute(self.ensemble_, x, o))
         if self.point == "mean":
             return points
-        medians = self._drawn(inference.medians(self.ensemble_, x, o, means))
+        medians = self._all_columns(self.ensemble_.medians(x, o))
         points[rows] = np.where(self.encoder_.is_numeric, medians, points[rows])
         return points
 
-    def _filled(self, X: Any, values: NDArray, missing: NDArray) -> Any:
-        return self.encoder_.fill(X, values, missing & (self.modelled_ | self.keep_empty_features))
+    def _filled(self, X: Any, values: NDArray, missing: NDArray, *, rounded: bool = False) -> Any:
+        return self.encoder_.fill(X, values, missing & (self.modelled_ | self.keep_empty_features), rounded=rounded)

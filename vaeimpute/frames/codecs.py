@@ -15,6 +15,7 @@ from vaeimpute.frames.schema import Column, Kind
 __all__ = ["CODECS", "Codec", "can_hold", "was"]
 
 FARTHEST = 1e6  # standard deviations; none of n training cells is farther than sqrt(n), so this only bounds new cells
+_MOST_DECIMALS = 6
 _FEW = 20  # cells; fewer say little of what lies beyond them
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 RESOLUTIONS = (86400.0, 3600.0, 60.0, 1.0, 1e-3, 1e-6, 1e-9)  # seconds
@@ -32,8 +33,11 @@ class Codec(ABC):
         """One number per cell, shape (n,); NaN where missing, or where the category was never seen."""
 
     @abstractmethod
-    def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
-        """Inverse of `encode`, kept inside what the column can hold: float64, timedelta64 or objects, shape (n,)."""
+    def decode(self, values: NDArray[np.float64], column: Column, *, rounded: bool = False) -> NDArray:
+        """Inverse of `encode`, kept inside what the column can hold: float64, timedelta64 or objects, shape (n,).
+
+        Numbers are `rounded` to the column's decimals if they are to look like its own.
+        """
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class NumberCodec(Codec):
             numbers, logarithm=self.logarithm, real=not integer and "decimal" not in cells.dtype.lower()
         )
         state: dict[str, Any] = {"center": center, "scale": scale, "minimum": low, "maximum": high, "integer": integer}
+        state["decimals"] = 0 if integer else _decimals(numbers, cells.dtype)
         return Column(cells.name, kind, cells.dtype, n_observed=numbers.size, **state)
 
     def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
@@ -68,11 +73,13 @@ class NumberCodec(Codec):
             values = (numbers / 2 - column.center / 2) / (column.scale / 2)  # halves: their difference never overflows
             return np.where(cells.present, np.clip(values, -FARTHEST, FARTHEST, out=values), np.nan)
 
-    def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
+    def decode(self, values: NDArray[np.float64], column: Column, *, rounded: bool = False) -> NDArray:
         with np.errstate(over="ignore"):  # what overflows is clipped below
             decoded = values * column.scale + column.center
             decoded = np.exp(decoded) if self.logarithm else decoded
-        return np.clip(np.rint(decoded) if column.integer else decoded, column.minimum, column.maximum)
+            if column.integer or (rounded and column.decimals is not None):
+                decoded = np.round(decoded, column.decimals or 0)
+        return np.clip(decoded, column.minimum, column.maximum)
 
 
 class TimeCodec(Codec):
@@ -100,7 +107,7 @@ class TimeCodec(Codec):
             values[cells.present] = np.clip(elapsed / column.scale, -FARTHEST, FARTHEST)
         return values
 
-    def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
+    def decode(self, values: NDArray[np.float64], column: Column, *, rounded: bool = False) -> NDArray:
         """Timedelta64: the length of a duration, the time since 1970 (UTC) of a date."""
         origin = np.floor(column.center)  # whole seconds apart from the rest, lest a double lose the nanoseconds
         seconds = np.clip(values * column.scale, column.minimum, column.maximum) + (column.center - origin)
@@ -138,7 +145,7 @@ class CategoryCodec(Codec):
         codes[cells.present] = np.fromiter((code_of[cell] for cell in present), dtype=np.float64, count=len(present))
         return codes
 
-    def decode(self, values: NDArray[np.float64], column: Column) -> NDArray:
+    def decode(self, values: NDArray[np.float64], column: Column, *, rounded: bool = False) -> NDArray:
         categories = np.fromiter(column.categories, dtype=object, count=column.n_categories)
         return categories[np.clip(np.rint(values), 0, column.n_categories - 1).astype(np.int64)]
 
@@ -226,6 +233,16 @@ def _bounds(numbers: NDArray, *, logarithm: bool, real: bool) -> tuple[float, fl
     if (numbers == high).sum() == 1:
         high = min(high + reach, limit)
     return low, high
+
+
+def _decimals(numbers: NDArray, dtype: str) -> int | None:
+    """The fewest decimal places, if not too many, that write all numbers as exactly as their dtype holds them."""
+    precision = np.finfo(np.float32 if "32" in dtype else np.float16 if "16" in dtype else np.float64).eps
+    with np.errstate(over="ignore", invalid="ignore"):
+        for places in range(_MOST_DECIMALS + 1) if numbers.size else ():
+            if (np.abs(np.round(numbers, places) - numbers) <= precision * np.abs(numbers)).all():
+                return places
+    return None
 
 
 def _ticks(times: NDArray) -> tuple[NDArray[np.int64], int]:

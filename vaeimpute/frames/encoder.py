@@ -135,7 +135,7 @@ class TableEncoder:
                 unseen[:, j] = of_column.present & ~observed[:, j]
         return Encoded(values, observed, unseen)
 
-    def fill(self, X: Any, values: NDArray[np.float64], rewritten: NDArray[np.bool_]) -> Any:
+    def fill(self, X: Any, values: NDArray[np.float64], rewritten: NDArray[np.bool_], *, rounded: bool = False) -> Any:
         """X with some of its cells decoded from ``values``; container, index, order and dtypes as they came.
 
         Parameters
@@ -145,22 +145,35 @@ class TableEncoder:
             In the order of the schema, as `rewritten` is; finite.
         rewritten : bool ndarray of shape (n, D)
             The others are kept bit for bit.
+        rounded : bool
+            Whether numbers get no more decimals than the training column has.
         """
         frame, container = open_table(X)
         names, filled = self._aligned(frame, container), {}
         for j in np.flatnonzero(rewritten.any(0)):
             if self.schema.columns[j].can_decode:
                 series, hidden = frame.get_column(names[j]), rewritten[:, j]
-                filled[names[j]] = self._write(self.schema.columns[j], series, container, values[:, j], hidden)
+                filled[names[j]] = self._write(
+                    self.schema.columns[j], series, container, values[:, j], hidden, rounded=rounded
+                )
         out = replaced(frame, filled)
         # what was read had neither foreign byte orders nor dates in days
         return out.astype(X.dtype, copy=False) if isinstance(X, np.ndarray) and X.dtype.kind in "fmM" else out
 
-    def _write(self, column: Column, series: Any, container: str, values: NDArray, hidden: NDArray[np.bool_]) -> Any:
+    def _write(
+        self,
+        column: Column,
+        series: Any,
+        container: str,
+        values: NDArray,
+        hidden: NDArray[np.bool_],
+        *,
+        rounded: bool,
+    ) -> Any:
         """The user's column with its hidden cells decoded."""
         n = len(series)
         # kept cells take the code of a hidden one: they are not written, and must not widen the categories
-        decoded = CODECS[column.kind].decode(np.where(hidden, values, values[hidden.argmax()]), column)
+        decoded = CODECS[column.kind].decode(np.where(hidden, values, values[hidden.argmax()]), column, rounded=rounded)
         dtype = dtype_text(native_dtype(series))
         if not can_hold(dtype, column):  # all missing: the library guessed another dtype
             backend = "pandas" if container == "numpy" else container
@@ -173,8 +186,10 @@ class TableEncoder:
         new = make_series(decoded, native_dtype(series), container, n, integer=column.integer)
         return overwritten(series, new, hidden)
 
-    def build(self, values: NDArray[np.float64]) -> Any:
+    def build(self, values: NDArray[np.float64], *, rounded: bool = False) -> Any:
         """New rows from ``values`` of shape (n, D): a table of the training container and dtypes.
+
+        Numbers get no more decimals than those of the training table if they are to be `rounded`.
 
         Examples
         --------
@@ -185,7 +200,7 @@ class TableEncoder:
         n, backend = len(values), "pandas" if self.schema.container == "numpy" else self.schema.container
         native = {}
         for column, cells in zip(self.schema.columns, values.T, strict=True):
-            decoded = CODECS[column.kind].decode(cells, column) if column.can_decode else None
+            decoded = CODECS[column.kind].decode(cells, column, rounded=rounded) if column.can_decode else None
             series = make_series(decoded, revive(column.dtype, backend), backend, n, integer=column.integer)
             native[column.name] = series.to_native() if isinstance(series, nw.Series) else series
         if backend == "pyarrow":

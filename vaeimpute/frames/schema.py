@@ -57,6 +57,9 @@ class Column:
         today's date in nanoseconds); the first and last code for categories. 0 and 0 when nothing was observed.
     integer : bool
         Whether cells must come back as whole numbers.
+    decimals : int, optional
+        Numbers only: the fewest decimal places, up to six, with which all observed numbers can be written; None if no
+        so few are enough.
     resolution : float
         DATETIME only: the largest of day, hour, minute, second and the dtype's own tick, in seconds, of which all
         observed times are multiples.
@@ -81,6 +84,7 @@ class Column:
     minimum: float = 0.0
     maximum: float = 0.0
     integer: bool = False
+    decimals: int | None = None
     resolution: float = 0.0
     n_observed: int = 0
 

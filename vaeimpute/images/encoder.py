@@ -184,14 +184,17 @@ class ImageEncoder:
             values[part], seen[part] = np.where(observed, scaled, 0), observed
         return Encoded(values, seen, np.broadcast_to(np.False_, seen.shape))
 
-    def fill(self, X: NDArray, values: NDArray, rewritten: NDArray[np.bool_]) -> NDArray:
-        """X with some of its pixels (n, D) decoded from ``values`` (n, D), in X's layout and dtype."""
+    def fill(self, X: NDArray, values: NDArray, rewritten: NDArray[np.bool_], *, rounded: bool = False) -> NDArray:
+        """X with some of its pixels (n, D) decoded from ``values`` (n, D), in X's layout and dtype.
+
+        Levels are always `rounded`, and shades never: it is here for what calls any encoder.
+        """
         rows = as_rows(X, self.shape).copy()
         rows[rewritten] = self._decoded(values[rewritten], rows.dtype)
         return rows.reshape(X.shape)
 
-    def build(self, values: NDArray) -> NDArray:
-        """New images from ``values`` (n, D), in the training layout and dtype."""
+    def build(self, values: NDArray, *, rounded: bool = False) -> NDArray:
+        """New images from ``values`` (n, D), in the training layout and dtype; `rounded` as in `fill`."""
         return self._decoded(values, np.dtype(self.dtype)).reshape(len(values), *self.layout)
 
     @property

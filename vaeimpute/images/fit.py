@@ -63,7 +63,7 @@ def fit_imputer(
     conditional, second = training.train(ConditionalImageVAE, "conditional", effort=times)
     # A latent alone cannot say what the pixels around a missing one do: the conditional model imputes all pixels.
     pixels = torch.ones(images.values.shape[1], dtype=dtype, device=images.values.device)
-    ensemble = Ensemble(joint, conditional, 0 * pixels, pixels)
+    ensemble = Ensemble(joint, conditional, stacking_weight=0 * pixels)
     density = fit_density(conditional, images, torch.arange(len(images.values), device=pixels.device), seed=seed)
     return FittedModels(density, ensemble, (*first.history, *second.history), training.budget.interrupted)
 

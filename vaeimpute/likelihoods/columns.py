@@ -72,6 +72,11 @@ class ColumnLikelihoods(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     @property
+    def class_columns(self) -> list[int]:
+        """Numbers of the columns whose cells are codes of classes."""
+        return [j for j, spec in enumerate(self.specs) if not LIKELIHOODS[spec.family].is_numeric]
+
+    @property
     def first_features(self) -> Tensor:
         """Position of one feature of each column, (D,)."""
         columns = self.feature_columns
@@ -140,15 +145,6 @@ class ColumnLikelihoods(nn.Module):
         """Probability of at most that value, (..., P) and (..., D) to (..., D); zero for classes."""
         parts = zip(self.groups, self._params(params), self._split(values), strict=True)
         return self._join([g(p).cdf(v) if g.is_numeric else torch.zeros_like(p[..., 0] * v) for g, p, v in parts])
-
-    def snap_to_values(self, cells: Tensor) -> Tensor:
-        """Drawn cells (n, D) in double precision, numbers of few values just as the table has them."""
-        out = cells.double().cpu()
-        for column, spec in enumerate(self.specs):
-            if spec.family == "discrete":
-                edges, points = (torch.tensor(part, dtype=torch.float64) for part in (spec.edges, spec.points))
-                out[:, column] = points[torch.searchsorted(edges, out[:, column].contiguous())]
-        return out
 
     def _split(self, values: Tensor) -> tuple[Tensor, ...]:
         ordered = values if self._sorted else values.index_select(-1, self.order)

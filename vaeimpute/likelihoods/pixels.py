@@ -219,9 +219,5 @@ class Pixels(nn.Module):
         """Which pixels have a density, and not a probability, (D,)."""
         return np.full(len(self.expectation_columns), self.kind == "numeric")
 
-    def snap_to_values(self, cells: Tensor) -> Tensor:
-        """Drawn pixels (n, D) as they are: the encoder rounds to levels."""
-        return cells
-
     def _split(self, params: Tensor) -> Tensor:
         return params.unflatten(-1, (-1, self.family.n_params))

@@ -21,6 +21,7 @@ from vaeimpute.tables.smoother import N_HEADS, Given, Prepared, Reference, estim
 from vaeimpute.vae.base import VAE, Batch
 
 SMALLEST_VARIANCE = 1e-10
+_SMALLEST_SHARE = 1e-3  # of the smoothers' variance of a row without cells: neighbours that are all alike
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class ClosedFormVAE(VAE):
     scale: Tensor  # (I,)
     feature_coef: Tensor  # (F, I)
     feature_most: Tensor  # (F,)
-    variance_share: Tensor  # (2, F) of the linear VAE's variance and of the smoothers'
+    variance_power: Tensor  # (2, F) of the linear VAE's variance and of the smoothers'
+    empty_variance: Tensor  # (2, F) both, of a row without cells
     typical_variance: Tensor  # (F,) of the linear VAE, of cells that are hidden
     is_class: Tensor  # (F,) whether a feature says if a cell is of a class
 
@@ -102,7 +104,8 @@ class ClosedFormVAE(VAE):
         shapes |= {
             "feature_coef": (F, n_inputs),
             "feature_most": (F,),
-            "variance_share": (2, F),
+            "variance_power": (2, F),
+            "empty_variance": (2, F),
             "typical_variance": (F,),
         }
         for name, shape in shapes.items():
@@ -175,8 +178,19 @@ class ClosedFormVAE(VAE):
         return torch.where(self.is_class, 1, (variance / self.typical_variance).clamp(max=1))
 
     def variance(self, linear: Tensor, smoother: Tensor) -> Tensor:
-        """Variance of cells (B, F), from the linear VAE's and the smoothers'."""
-        return self.variance_share[0] * linear + self.variance_share[1] * smoother
+        """Variance of cells (B, F): a product of powers of the linear VAE's and the smoothers'.
+
+        Both in units of what they are of a row without cells, whose variance is the column's own.
+        """
+        logs = self.log_variances(linear, smoother)
+        return self.empty_variance[0] * (self.variance_power.unsqueeze(1) * logs).sum(0).exp()
+
+    def log_variances(self, linear: Tensor, smoother: Tensor) -> Tensor:
+        """Logarithms of both variances (2, B, F) in these units; zero of smoothers that say nothing."""
+        empty = self.empty_variance
+        of_smoother = (smoother / empty[1].clamp(min=SMALLEST_VARIANCE)).clamp(min=_SMALLEST_SHARE, max=1).log()
+        of_linear = (linear / empty[0]).clamp(max=1).log()
+        return torch.stack([of_linear, torch.where(empty[1] > SMALLEST_VARIANCE, of_smoother, 0)])
 
     @staticmethod
     def stacking_inputs(smoothed: Smoothed, linear: Tensor, mixed: Tensor) -> Tensor:
@@ -189,7 +203,7 @@ class ClosedFormVAE(VAE):
         x = torch.where(visible, self.likelihoods.features(values), 0)
         given = self.given(x, visible)
         if not self.sizes.n_reference:
-            return given.mean, self.variance_share[0] * given.variance, given
+            return given.mean, self.variance(given.variance, torch.zeros_like(given.variance)), given
         kept = self._prepared()
         place, best = self._place(x, given.visible), self.linear_vaes[0]
         each = [self.smooth(t, given, place, best, p) for t, p in zip(self.theta, kept.smoothers, strict=True)]
@@ -204,6 +218,17 @@ class ClosedFormVAE(VAE):
             added = Correction(self.feature_coef, self.feature_most).bounded(added)
             mean = kept.indicators.moved(mean, added)
         return mean, self.variance(given.variance, smoothed.variance).clamp(min=SMALLEST_VARIANCE), given
+
+    @torch.no_grad()
+    def cell_moments(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Expectations (n, A) and, of numbers, variances (n, D) of the cells of rows (n, D), in bounded memory."""
+        parts = []
+        for rows in row_slices(len(values), self.numbers_per_row(1)):
+            mean, variance, _ = self.moments(values[rows], observed[rows])
+            expectations = self.likelihoods.gaussian_expectations(mean, 0.5 * variance.log())
+            parts.append((expectations, variance[:, self.likelihoods.first_features]))
+        expectations, variance = (torch.cat(part) for part in zip(*parts, strict=True))
+        return expectations, variance
 
     def loss(self, batch: Batch, n_draws: int, generator: Generator) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} is solved, not trained.")
@@ -288,6 +313,12 @@ class ClosedFormStack(VAE):
     @property
     def weights(self) -> Tensor:
         return self.models[0].W
+
+    def cell_moments(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Averages over the members of expectations (n, A) and of variances (n, D)."""
+        each = zip(*(model.cell_moments(values, observed) for model in self.models), strict=True)
+        expectations, variance = (torch.stack(part).mean(0) for part in each)
+        return expectations, variance
 
     def loss(self, batch: Batch, n_draws: int, generator: Generator) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} is solved, not trained.")

@@ -15,11 +15,11 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from vaeimpute.batching import row_slices
-from vaeimpute.gaussian.factor_analysis import FLOORS, FactorAnalysis
+from vaeimpute.gaussian.factor_analysis import FLOORS, FactorAnalysis, cell_variance
 from vaeimpute.likelihoods.base import CellSpec
 from vaeimpute.likelihoods.columns import ColumnLikelihoods
 from vaeimpute.tables import corrections, defaults
-from vaeimpute.tables.closed_form import SMALLEST_VARIANCE, ClosedFormSizes, ClosedFormVAE, Smoothed
+from vaeimpute.tables.closed_form import ClosedFormSizes, ClosedFormVAE, Smoothed
 from vaeimpute.tables.linear_start import LinearStart, fit_linear_start
 from vaeimpute.tables.queries import Queries, hide_each_cell_once
 from vaeimpute.tables.smoother import Given
@@ -30,10 +30,8 @@ from vaeimpute.training.schedule import TimeBudget
 _SMOOTHER_SHARE, _FEATURES_SHARE = 0.6, 0.65  # of a time budget, after which stages end, or do not begin
 _MIN_GAIN = 0.01  # a smoother that lowers the error by less is noise: an exactly linear table keeps the exact answer
 _REFILL = 0.5  # of the steps, after which the reference rows are filled by the smoothers
-_LEVEL, _NORMAL_WIDTH = 0.9, 1.6449  # of the intervals that draws must hold, and half of a normal's
-_PSEUDO_CELLS, _FACTORS = 50, (0.5, 3.0)  # at the pooled factor; bounds of it
-_SMALLEST_SHARE = 0.02  # of the linear variance, beside the smoothers'
-_QUANTILE_CELLS = 100_000
+_PSEUDO_VARIANCES, _SCORING_STEPS = 3.0, 10
+_POWERS, _MOST_RELATIVE = (0.0, 3.0), 50.0
 
 Report = Callable[[str, int, float, float], None]  # stage, steps, error, error in units of the linear VAEs'
 
@@ -44,8 +42,6 @@ class ClosedForm(NamedTuple):
     Attributes
     ----------
     model : ClosedFormVAE
-    dispersion : Tensor of shape (D,)
-        Factor by which its draws must disperse.
     start : LinearStart
     rows : Tensor of shape (n,)
         Numbers of the rows that were looked at.
@@ -54,16 +50,19 @@ class ClosedForm(NamedTuple):
         By which all stages were judged.
     answers, variance : Tensor of shape (Q, F)
         Out of fold.
+    linear_errors, errors : Tensor of shape (F,)
+        Sums of squares of the linear VAEs, and of all stages.
     """
 
     model: ClosedFormVAE
-    dispersion: Tensor
     start: LinearStart
     rows: Tensor
     fold: Tensor
     queries: Queries
     answers: Tensor
     variance: Tensor
+    linear_errors: Tensor
+    errors: Tensor
 
 
 class _Judge:
@@ -185,11 +184,13 @@ def fit_closed_form(
                 answers = _add_features(model, judge.queries, answers, model.doubt(of_few.variance), generator)
                 judge("random features", 1, answers)
         of_smoothers = smoothed.variance
+        model.empty_variance[1] = _smoothed_empty_row(model)
     miss = judge.queries.held_out * (judge.queries.truth - answers).square()
-    model.variance_share.copy_(_variance_shares(miss, judge.queries.held_out, of_few.variance, of_smoothers))
+    logs = model.log_variances(of_few.variance, of_smoothers)
+    model.variance_power.copy_(_variance_powers(miss, judge.queries.held_out, logs))
     variance = model.variance(of_few.variance, of_smoothers)
-    dispersion = _dispersion(model, judge.queries, answers, variance)
-    return ClosedForm(model.eval(), dispersion, start, rows, fold, judge.queries, answers, variance)
+    errors = judge.queries.errors(of_few.mean), judge.queries.errors(answers)
+    return ClosedForm(model.eval(), start, rows, fold, judge.queries, answers, variance, *errors)
 
 
 def _given_out_of_fold(model: ClosedFormVAE, start: LinearStart, queries: Queries) -> Given:
@@ -244,6 +245,15 @@ def _refill(model: ClosedFormVAE, theta: Tensor) -> None:
     _set_reference(model, x, known, answers, less * given.variance)
 
 
+@torch.no_grad()
+def _smoothed_empty_row(model: ClosedFormVAE) -> Tensor:
+    """Variance (F,) of what the smoothers average for a row without cells."""
+    nothing = torch.zeros_like(model.b[:1])
+    given = model.given(nothing, nothing > 0)
+    place = torch.full((1,), -1, device=nothing.device)
+    return torch.stack([model.smooth(t, given, place, model.linear_vaes[0]).variance for t in model.theta]).mean((0, 1))
+
+
 def _stack(model: ClosedFormVAE, queries: Queries, given: Given, smoothed: Smoothed) -> Tensor:
     """Mix the linear mean and the smoothers', then regress on their differences; gives the answers."""
     n_held_out = queries.held_out.sum(0)
@@ -280,7 +290,8 @@ def _start_model(start: LinearStart, specs: list[CellSpec], n_reference: int, n_
     model.linear_weight.copy_(start.weight)
     model.linear_share.fill_(1)
     model.scale.fill_(1)
-    model.variance_share[0] = 1
+    model.variance_power[0] = 1
+    model.empty_variance[0] = cell_variance(torch.eye(rank).to(start.weight), model.linear_vaes[0])
     return model
 
 
@@ -336,38 +347,18 @@ def _linear_share(queries: Queries, linear: Tensor, smooth: Tensor) -> Tensor:
     )
 
 
-def _variance_shares(miss: Tensor, held_out: Tensor, linear: Tensor, smoother: Tensor) -> Tensor:
-    """Squared misses as a sum of both variances, whose shares (2, F) are not negative: weighted least squares."""
-    w = held_out / linear.square()
-    a, b, c = ((w * product).sum(0) for product in (linear.square(), linear * smoother, smoother.square()))
-    p, q = (w * linear * miss).sum(0), (w * smoother * miss).sum(0)
-    determinant = (a * c - b * b).clamp(min=1e-12)
-    first, second = (c * p - b * q) / determinant, (a * q - b * p) / determinant
-    both = (first > _SMALLEST_SHARE) & (second > 0)
-    return torch.stack([torch.where(both, first, _alone(miss, w, linear)), torch.where(both, second, 0)])
+def _variance_powers(miss: Tensor, held_out: Tensor, logs: Tensor) -> Tensor:
+    """Powers (2, F) of both variances under which squared misses (Q, F) are likeliest, by Fisher scoring.
 
-
-def _alone(miss: Tensor, weight: Tensor, linear: Tensor) -> Tensor:
-    """Share (F,) of the linear variance if it is all there is; one where nothing was held out."""
-    total = (weight * linear.square()).sum(0)
-    share = (weight * linear * miss).sum(0) / total.clamp(min=1e-12)
-    return torch.where(total > 0, share.clamp(min=1e-4), 1)
-
-
-def _dispersion(model: ClosedFormVAE, queries: Queries, answers: Tensor, variance: Tensor) -> Tensor:
-    """Factor per column (D,) so that 90% intervals of a normal hold 90% of the cells; one for levels and classes."""
-    specs, columns = model.likelihoods.specs, model.likelihoods.feature_columns
-    factor = answers.new_ones(len(specs))
-    standard = (queries.truth - answers).abs() / variance.clamp(min=SMALLEST_VARIANCE).sqrt()
-    held_out = queries.held_out > 0
-    numbers = [(j, c) for j, c in enumerate(columns.tolist()) if specs[c].family == "gaussian" and held_out[:, j].any()]
-    if not numbers:
-        return factor
-    cells = {column: standard[held_out[:, j], j] for j, column in numbers}
-    pooled = torch.cat(list(cells.values()))
-    pooled = pooled[:: max(1, len(pooled) // _QUANTILE_CELLS)].quantile(_LEVEL).clamp(min=1e-6)
-    for column, own in cells.items():
-        share = len(own) / (len(own) + _PSEUDO_CELLS)
-        log_width = share * own.quantile(_LEVEL).clamp(min=1e-6).log() + (1 - share) * pooled.log()
-        factor[column] = log_width.exp() / _NORMAL_WIDTH
-    return factor.clamp(*_FACTORS)
+    The normal likelihood of a log-linear variance, and some pseudo-cells for the linear VAE's alone.
+    """
+    both = held_out * logs  # (2, Q, F)
+    prior = torch.tensor([1.0, 0.0]).to(miss)
+    ridge = _PSEUDO_VARIANCES * torch.eye(2).to(miss)
+    information = torch.einsum("iqf,jqf->fij", both, logs) + ridge
+    power = prior.expand(miss.shape[1], 2)
+    for _ in range(_SCORING_STEPS):
+        relative = miss * torch.exp(-torch.einsum("fi,iqf->qf", power, logs))
+        score = torch.einsum("iqf,qf->fi", both, relative.clamp(max=_MOST_RELATIVE) - 1) + (prior - power) @ ridge
+        power = (power + torch.linalg.solve(information, score)).clamp(*_POWERS)
+    return power.T

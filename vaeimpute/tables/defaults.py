@@ -11,6 +11,7 @@ from vaeimpute.training.schedule import Schedule
 
 MIN_ROWS = 40  # below, the linear model alone imputes
 EM_ROWS = 20_000  # a linear model does not improve with more
+DRAWN_ROWS = 4096  # that draw the parameters of completed tables: with more, their doubt is a small part of a cell's
 _REFERENCE_ROWS = 8192  # training rows that the smoother looks at
 _VALIDATION_ROWS = 1000  # of those with held-out cells, so that an evaluation stays cheap
 _VALIDATION_CELLS = 60_000  # wide tables have many cells in a row

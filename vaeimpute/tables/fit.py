@@ -9,12 +9,15 @@ import torch
 from torch import Generator, Tensor
 
 from vaeimpute.anomaly.density import FittedModels
+from vaeimpute.anomaly.lattice import Lattice
 from vaeimpute.gaussian.factor_analysis import FactorAnalysis, fit_factor_analysis
 from vaeimpute.likelihoods.base import CellSpec
+from vaeimpute.likelihoods.margins import Margins
 from vaeimpute.tables import defaults
 from vaeimpute.tables.closed_form import SMALLEST_VARIANCE, ClosedFormStack
 from vaeimpute.tables.closed_form_fit import ClosedForm, fit_closed_form, fit_linear_stage
 from vaeimpute.tables.data import Table, cell_specs
+from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.ensemble_density import fit_ensemble_density
 from vaeimpute.tables.models import JointVAE, Sizes
 from vaeimpute.tables.stacking import stacking_weight
@@ -22,10 +25,12 @@ from vaeimpute.training.loop import Validation, fit_model, refit_model
 from vaeimpute.training.runtime import OnEvaluation, make_generator
 from vaeimpute.training.schedule import TimeBudget, shortened
 from vaeimpute.vae.base import Batch
-from vaeimpute.vae.inference import Ensemble, latent_noise
+from vaeimpute.vae.inference import latent_noise
 
 _CLOSED_FORMS = 4  # of a full fit, each with other smoothers and other random features
 _DRAWS = 16  # of an evaluation
+_MIN_GAIN = 0.03  # in squared error, below which a column's margins are the linear VAE's
+_DRAWN_FLOOR = 1e-2  # largest noise floor of drawn parameters: that of classes serves guesses, and flattens draws
 _BLIND_SWEEPS = 8  # of a member's linear VAE, from that of all cells
 # Shares of a time budget: no further closed form begins after the first, no networks after the second, whose training
 # ends at the third; beyond the fourth, scores are calibrated on few rows.
@@ -80,7 +85,7 @@ def fit_ensemble(
     effort: str = "auto",
     max_iter: int | None = None,
     on_evaluation: OnEvaluation = lambda model, record, n_steps: None,
-) -> tuple[Ensemble, list[dict]]:
+) -> tuple[TableEnsemble, list[dict]]:
     """The models of `fit_imputer`, and the records of their evaluations."""
     options: dict[str, Any] = {"effort": effort, "max_iter": max_iter, "on_evaluation": on_evaluation}
     return _fit_stages(table, seed=seed, dtype=dtype, budget=budget, **options)[:2]
@@ -95,7 +100,7 @@ def _fit_stages(
     effort: str,
     max_iter: int | None,
     on_evaluation: OnEvaluation,
-) -> tuple[Ensemble, list[dict], ClosedForm]:
+) -> tuple[TableEnsemble, list[dict], ClosedForm]:
     specs, history = cell_specs(table), []
     values = table.values.to(dtype)
 
@@ -117,8 +122,7 @@ def _fit_stages(
         generator = make_generator(seed + k, values.device) if k else generator
         fits.append(fit_closed_form(linear, specs, generator=generator, **options))
     conditional = fits[0].model if len(fits) == 1 else ClosedFormStack(*(fit.model for fit in fits)).eval()
-    dispersion = torch.stack([fit.dispersion for fit in fits]).log().mean(0).exp()
-    weight = torch.zeros_like(dispersion)
+    weight = torch.zeros(values.shape[1], dtype=dtype, device=values.device)
     wants_networks = effort == "full" and len(values) >= defaults.MIN_ROWS
     if wants_networks and budget.allows("networks of the joint model", _NETWORKS_SHARE):
         options = {"seed": seed, "budget": budget, "max_iter": max_iter, "on_evaluation": on_evaluation}
@@ -126,7 +130,26 @@ def _fit_stages(
         history += more
     else:
         joint = _linear_joint(fits[0], [fits[0].start.fits[0].whole])
-    return Ensemble(joint, conditional, weight, dispersion), history, fits[0]
+    some = linear.rows[: defaults.DRAWN_ROWS]
+    ensemble = TableEnsemble(
+        joint,
+        conditional,
+        Margins.fit(table.values, table.observed),
+        Lattice.fit(table.values, table.observed, table.n_categories),
+        stacking_weight=weight,
+        rows=table.values[some].double(),
+        known=table.observed[some],
+        floor=linear.start.floor.clamp(max=_DRAWN_FLOOR),
+        is_linear=_is_linear(fits, conditional.likelihoods.feature_columns),
+    )
+    return ensemble, history, fits[0]
+
+
+def _is_linear(fits: list[ClosedForm], columns: Tensor) -> Tensor:
+    """Columns (D,) whose held-out cells no later stage has come nearer to than the linear VAEs have."""
+    errors = torch.stack([torch.stack([fit.linear_errors, fit.errors]) for fit in fits]).mean(0)  # (2, F)
+    linear, all_stages = errors.new_zeros(2, int(columns.max()) + 1).index_add_(1, columns, errors)
+    return all_stages >= (1 - _MIN_GAIN) * linear
 
 
 def _linear_joint(closed: ClosedForm, fits: list[FactorAnalysis]) -> JointVAE:

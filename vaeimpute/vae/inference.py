@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
-from torch.quasirandom import SobolEngine
 
 from vaeimpute.batching import row_slices
 from vaeimpute.persistence import Fitted
 from vaeimpute.vae import objective
 from vaeimpute.vae.base import VAE
+from vaeimpute.vae.noise import sobol_normal
 
 _LATENTS = 64  # of a draw
 _FARTHEST, _BISECTIONS = 1000.0, 40  # of a median, in standard deviations; the search ends at 2e-9
@@ -27,19 +27,14 @@ class Ensemble(Fitted):
     joint, conditional : VAE
     stacking_weight : Tensor of shape (D,)
         Weight of the joint model in each column's expectation; the conditional one has the rest.
-    dispersion : Tensor of shape (D,)
-        Factor that brings the dispersion of drawn numbers to what held-out cells showed.
     """
 
     stacking_weight: Tensor
-    dispersion: Tensor
 
-    buffer_names = ("stacking_weight", "dispersion")
+    buffer_names: ClassVar[tuple[str, ...]] = ("stacking_weight",)
 
-    def __init__(
-        self, joint: VAE, conditional: VAE, stacking_weight: Tensor | None = None, dispersion: Tensor | None = None
-    ) -> None:
-        super().__init__(stacking_weight=stacking_weight, dispersion=dispersion)
+    def __init__(self, joint: VAE, conditional: VAE, **buffers: Tensor | None) -> None:
+        super().__init__(**buffers)
         self.joint, self.conditional = joint, conditional
 
     @property
@@ -48,20 +43,25 @@ class Ensemble(Fitted):
         pairs = ((self.joint, self.stacking_weight), (self.conditional, 1 - self.stacking_weight))
         return [(model, weight) for model, weight in pairs if weight.any()]
 
+    def medians(self, values: Tensor, observed: Tensor) -> Tensor:
+        """Medians (n, D) of what `draw` draws for numbers; nothing of use for classes and observed cells."""
+        return medians(self, values, observed)
+
+    def draw(self, values: Tensor, observed: Tensor, n_draws: int, seed: int) -> Tensor:
+        """Proper draws of the hidden cells, (n_draws, n, D) in float64; observed ones as they are."""
+        return draw(self, values, observed, n_draws, _generator(seed, values)).double()
+
+    def sample(self, n_samples: int, seed: int) -> Tensor:
+        """New rows (n_samples, D) in float64."""
+        return sample(self, n_samples, _generator(seed, self.stacking_weight)).double()
+
 
 def latent_noise(model: VAE, n_draws: int | None = None) -> Tensor:
     """Quasi-random standard normal noise (K, L), the same for every row and every call.
 
     So the expectations of a row do not depend on its batch, and the same rows always get the same.
     """
-    return _sobol_normal(model.n_latent, n_draws or model.n_draws).to(model.weights, copy=True)
-
-
-@lru_cache(maxsize=64)  # drawing it takes longer than encoding a row
-def _sobol_normal(n_latent: int, n_draws: int) -> Tensor:
-    with torch.inference_mode(mode=False):  # what is kept may be used in any later mode
-        uniform = SobolEngine(n_latent, scramble=True, seed=0).draw(n_draws, dtype=torch.float64)
-        return torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
+    return sobol_normal(model.n_latent, n_draws or model.n_draws).to(model.weights, copy=True)
 
 
 @torch.no_grad()
@@ -88,29 +88,22 @@ def expectations(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor
 
 def impute(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
     """Cells (n, D): observed ones as they are, hidden ones at their mean (numbers) or mode (classes)."""
-    return torch.where(observed, values, _point_estimates(ensemble, values, observed))
-
-
-def _point_estimates(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
-    return ensemble.joint.likelihoods.point_estimates(expectations(ensemble, values, observed))
+    points = ensemble.joint.likelihoods.point_estimates(expectations(ensemble, values, observed))
+    return torch.where(observed, values, points)
 
 
 @torch.no_grad()
-def medians(ensemble: Ensemble, values: Tensor, observed: Tensor, means: Tensor) -> Tensor:
-    """Medians (n, D) of what `draw` draws for numbers; nothing of use for classes and observed cells.
-
-    By bisection of the mixture over draws, members and models; like the draws, dispersed around `means`, which
-    `impute` gives.
-    """
+def medians(ensemble: Ensemble, values: Tensor, observed: Tensor) -> Tensor:
+    """Medians (n, D) of numbers, by bisection of the mixture over draws, members and models."""
     parts = [(model, weight, latent_noise(model)) for model, weight in ensemble.weighted_models]
     widest, _, noise = max(parts, key=lambda part: part[0].numbers_per_row(len(part[2])))
-    found = torch.zeros_like(means)
+    found = torch.zeros_like(values)
     for rows in _rows(widest, len(values), len(noise)):
         mixture = []
         for model, weight, noise in parts:
             params, log_w = model.importance_samples(*_for_members(values[rows], observed[rows]), noise)
             mixture.append((model, params, weight * log_w.softmax(1).unsqueeze(-1) / len(params)))
-        low, high = (torch.full_like(means[rows], end) for end in (-_FARTHEST, _FARTHEST))
+        low, high = (torch.full_like(values[rows], end) for end in (-_FARTHEST, _FARTHEST))
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             at = middle.expand(1, 1, -1, -1)  # the same for all members and draws
@@ -118,7 +111,7 @@ def medians(ensemble: Ensemble, values: Tensor, observed: Tensor, means: Tensor)
             lower = below.sum(0) < 0.5
             low, high = torch.where(lower, middle, low), torch.where(lower, high, middle)
         found[rows] = high
-    return _dispersed(ensemble, found, means)
+    return found
 
 
 @torch.no_grad()
@@ -127,19 +120,13 @@ def draw(ensemble: Ensemble, values: Tensor, observed: Tensor, n_draws: int, gen
 
     Each draw picks a member, and for each row one of its latents by importance weight, then samples the likelihood; the
     model is picked per column, with one uniform number per row, so that cells of one model stay coherent.
-    Numbers are dispersed around their mean by the ensemble's calibrated factor.
     """
     cells = _drawn(ensemble.conditional, values, observed, n_draws, generator)
     if ensemble.stacking_weight.any():
         uniform = torch.rand(n_draws, len(values), 1, device=values.device, generator=generator)
         of_joint = _drawn(ensemble.joint, values, observed, n_draws, generator)
         cells = torch.where(uniform < ensemble.stacking_weight, of_joint, cells)
-    return torch.where(observed, values, _dispersed(ensemble, cells, _point_estimates(ensemble, values, observed)))
-
-
-def _dispersed(ensemble: Ensemble, cells: Tensor, around: Tensor) -> Tensor:
-    """Cells farther from, or nearer to, their means; discrete numbers and classes, whose factor is one, as they are."""
-    return torch.where(ensemble.dispersion == 1, cells, around + ensemble.dispersion * (cells - around))
+    return torch.where(observed, values, cells)
 
 
 def _drawn(model: VAE, values: Tensor, observed: Tensor, n_draws: int, generator: Generator) -> Tensor:
@@ -248,6 +235,10 @@ def sample(ensemble: Ensemble, n_samples: int, generator: Generator) -> Tensor:
         member = torch.randint(M, (1, size, 1), device=cells.device, generator=generator)
         parts.append(cells.take_along_dim(member, 0).squeeze(0))
     return torch.cat(parts)
+
+
+def _generator(seed: int, like: Tensor) -> Generator:
+    return Generator(device=like.device).manual_seed(seed)
 
 
 def _for_members(values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,152 @@
+"""The margins of numbers: a column's quantile function, and the normal whose image has a given mean and spread.
+
+A cell is ``Q(mu + sigma t)`` with a standard normal ``t``. ``Q`` is the column's own quantile function in units of a
+normal score, with a step at every value that repeats: zeros, ceilings and lists of values come back with their
+frequencies. ``mu`` and ``sigma`` are chosen so that mean and standard deviation of the cell are those predicted. Where
+nothing is known they are 0 and 1, and the cell is drawn from the column; of a nearly certain one the image is nearly
+normal.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vaeimpute.persistence import Fitted
+
+_KNOTS = 96  # quantiles between values that repeat
+_ATOMS, _ATOM_SHARE, _ATOM_CELLS = 96, 0.004, 3  # at most so many; repeated by that share of the cells, and so often
+_NORMAL_DISTANCE = 0.9  # of Kolmogorov's statistic times the root of n (Lilliefors 1967: 5%)
+_SIGMAS = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.6, 2.5)
+_FARTHEST, _STEPS = 6.0, 241  # of mu, in normal scores
+_NODES = 48  # of an average over t
+_LARGEST_SCORE = 8.0  # of the outer end of a value that is the least or the largest, and repeats
+_TAIL = 1.2816  # where the outermost tenth begins
+
+
+class Margins(Fitted):
+    """Quantile functions of D columns, piecewise linear in normal scores.
+
+    Attributes
+    ----------
+    score, value : Tensor of shape (D, K), in float64
+        Knots, ascending; padded with the last one. A value that repeats has two, and so does a jump between values.
+    """
+
+    score: Tensor
+    value: Tensor
+
+    buffer_names = ("score", "value")
+
+    @classmethod
+    def fit(cls, values: Tensor, observed: Tensor) -> Margins:
+        """Learn from cells (n, D)."""
+        columns = [_knots(values[observed[:, j], j].double().cpu()) for j in range(values.shape[1])]
+        longest = max(len(score) for score, _ in columns)
+        padded = [[torch.cat([part, part[-1:].expand(longest - len(part))]) for part in knots] for knots in columns]
+        score, value = (torch.stack(part).to(values.device) for part in zip(*padded, strict=True))
+        return cls(score=score, value=value)
+
+    def quantile(self, score: Tensor) -> Tensor:
+        """``Q`` of normal scores (n, D); beyond the knots it goes on as the normal that fits the end."""
+        low, high = self._end_slopes[:, None]
+        beyond = low * (score - self.score[:, 0]).clamp(max=0) + high * (score - self.score[:, -1]).clamp(min=0)
+        return self._within(score) + beyond
+
+    def matched(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+        """``mu`` and ``sigma`` (n, D) of cells with that mean and standard deviation (n, D)."""
+        grid = torch.linspace(-_FARTHEST, _FARTHEST, _STEPS, dtype=self.score.dtype, device=self.score.device)
+        m, s = mean.T.to(grid).contiguous(), deviation.T.to(grid)  # (D, n)
+        bounded = self._end_slopes == 0
+        mus, spreads = [], []
+        for means, deviations in zip(*self._moments, strict=True):  # (D, G) of a sigma
+            at = torch.searchsorted(means, m).clamp(1, _STEPS - 1)
+            low, high = means.gather(1, at - 1), means.gather(1, at)
+            share = (m - low) / (high - low).clamp(min=1e-12)
+            inside = share.clamp(0, 1)
+            share = torch.where(torch.where(share < 0, bounded[0, :, None], bounded[1, :, None]), inside, share)
+            mus.append(grid[at - 1] + share * (grid[at] - grid[at - 1]))
+            spreads.append(torch.lerp(deviations.gather(1, at - 1), deviations.gather(1, at), inside))
+        mu, sigma = _where_spread_is(s, torch.stack(mus), torch.stack(spreads))
+        return mu.T, sigma.T
+
+    def _within(self, score: Tensor) -> Tensor:
+        """``Q`` of scores (n, D), constant beyond the knots."""
+        sought = score.T.contiguous()
+        at = torch.searchsorted(self.score, sought).clamp(1, self.score.shape[1] - 1)
+        low, high = self.score.gather(1, at - 1), self.score.gather(1, at)
+        share = torch.where(high > low, (sought - low) / (high - low).clamp(min=1e-300), 1).clamp(0, 1)
+        return torch.lerp(self.value.gather(1, at - 1), self.value.gather(1, at), share).T
+
+    @cached_property
+    def _end_slopes(self) -> Tensor:
+        """Of both tails, (2, D): from the outermost tenth of the cells; none beyond a value that repeats."""
+        ends, values = self.score[:, [0, -1]].T, self.value[:, [0, -1]].T
+        inner = torch.minimum(ends.abs() - 0.5, ends.new_tensor(_TAIL)) * torch.tensor([[-1.0], [1.0]]).to(ends)
+        slope = (values - self._within(inner)) / (ends - inner)
+        return torch.where(ends.abs() >= _LARGEST_SCORE, 0, slope)
+
+    @cached_property
+    def _moments(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Mean and standard deviation of ``Q(mu + sigma t)`` for each sigma, (D, G) on the grid of mu."""
+        like = self.score
+        probability = (torch.arange(_NODES, dtype=like.dtype, device=like.device) + 0.5) / _NODES
+        nodes = torch.special.ndtri(probability)
+        nodes = nodes / nodes.square().mean().sqrt()
+        mu = torch.linspace(-_FARTHEST, _FARTHEST, _STEPS, dtype=like.dtype, device=like.device)
+        means, deviations = [], []
+        for sigma in _SIGMAS:
+            scores = (mu.unsqueeze(1) + sigma * nodes).flatten().unsqueeze(1).expand(-1, len(like))
+            cells = self.quantile(scores).T.unflatten(1, (_STEPS, _NODES))  # (D, G, nodes)
+            means.append(cells.mean(-1) + 1e-7 * mu)
+            deviations.append(cells.std(-1, correction=0))
+        return means, deviations
+
+
+def _where_spread_is(deviation: Tensor, mus: Tensor, spreads: Tensor) -> tuple[Tensor, Tensor]:
+    """Mu and sigma (D, n) where the spread is as asked for, between those of the grid's sigmas, (S, D, n)."""
+    sigmas = torch.tensor(_SIGMAS, dtype=mus.dtype, device=mus.device)
+    spreads = spreads.cummax(0).values
+    at = (spreads < deviation).sum(0, keepdim=True).clamp(1, len(_SIGMAS) - 1)
+    low, high = spreads.gather(0, at - 1), spreads.gather(0, at)
+    share = ((deviation - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    mu = torch.lerp(mus.gather(0, at - 1), mus.gather(0, at), share)[0]
+    sigma = torch.lerp(sigmas[at - 1], sigmas[at], share)
+    sigma = sigma * (deviation / low.clamp(min=1e-12)).clamp(max=1)  # below the smallest one: in proportion
+    return mu, sigma[0]
+
+
+def _knots(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and values of one column's knots, from its observed cells (n,)."""
+    n, score_of_normal = len(x), torch.tensor([-2.0, 2.0], dtype=torch.float64)
+    if n == 0:
+        return score_of_normal, score_of_normal
+    values, count = x.unique(return_counts=True)
+    upper = count.cumsum(0).double() / n
+    lower = upper - count.double() / n
+    often = count >= max(_ATOM_CELLS, _ATOM_SHARE * n)
+    if often.sum() > _ATOMS:
+        often &= count >= count.sort(descending=True).values[_ATOMS]
+    if not often.any() and _is_normal(values, upper, lower):
+        return score_of_normal, x.mean() + x.std(correction=0) * score_of_normal
+    rest = (~often).nonzero().squeeze(-1)
+    rest = rest[torch.linspace(0, len(rest) - 1, min(_KNOTS, len(rest))).round().long()] if len(rest) else rest
+    level = torch.cat([lower[often], upper[often], (lower + upper)[rest] / 2])
+    value = torch.cat([values[often], values[often], values[rest]])
+    score = torch.special.ndtri(level).clamp(-_LARGEST_SCORE, _LARGEST_SCORE)
+    return score.sort().values, value.sort().values
+
+
+def _is_normal(values: Tensor, upper: Tensor, lower: Tensor) -> bool:
+    """Whether Kolmogorov's distance from the normal with the sample's moments is as small as a normal sample's."""
+    weight = upper - lower
+    mean = (weight * values).sum()
+    deviation = (weight * (values - mean).square()).sum().sqrt()
+    if deviation == 0:
+        return False
+    expected = torch.special.ndtr((values - mean) / deviation)
+    distance = torch.maximum((upper - expected).abs(), (lower - expected).abs()).max()
+    n = (1 / weight.min()).item()
+    return bool(distance * n**0.5 < _NORMAL_DISTANCE)
