@@ -8,7 +8,7 @@ from numpydoc.validate import validate
 
 import vaeimpute
 
-MODULES = ["vaeimpute.amputation", "vaeimpute.metrics"]
+MODULES = ["vaeimpute.amputation", "vaeimpute.metrics", "vaeimpute.pooling"]
 NOT_ASKED_FOR = {
     "GL01",  # up to numpydoc 1.10: a summary on the line after the quotes; ruff has it on theirs
     "ES01",  # an extended summary: one line can say it all

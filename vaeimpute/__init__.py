@@ -10,13 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vaeimpute.estimators import VAEImputer, VAEOutlierDetector
+    from vaeimpute.pooling import Comparison, Pooled, compare, fit_pooled, pool
 
-__all__ = ["VAEImputer", "VAEOutlierDetector", "__version__"]
+__all__ = [
+    "Comparison",
+    "Pooled",
+    "VAEImputer",
+    "VAEOutlierDetector",
+    "__version__",
+    "compare",
+    "fit_pooled",
+    "pool",
+]
 __version__ = "0.1.0"
+
+_ROOMS = {
+    **dict.fromkeys(("VAEImputer", "VAEOutlierDetector"), "vaeimpute.estimators"),
+    **dict.fromkeys(("Comparison", "Pooled", "compare", "fit_pooled", "pool"), "vaeimpute.pooling"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import the estimators, and with them torch, only when they are asked for: ``--help`` stays quick."""
-    if name in ("VAEImputer", "VAEOutlierDetector"):
-        return getattr(import_module("vaeimpute.estimators"), name)
+    if name in _ROOMS:
+        return getattr(import_module(_ROOMS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
