@@ -198,6 +198,7 @@ def test_the_checks_see_every_form_of_import(tmp_path, monkeypatch):
             ["torch", "pandas", "sklearn"],
         ),
         ("from vaeimpute.cli.main import main; main(['impute', '--help'], standalone_mode=False)", ["torch", "pandas"]),
+        ("from vaeimpute.cli.main import main; main(['pool', '--help'], standalone_mode=False)", ["torch", "pandas"]),
     ],
 )
 def test_importing_stays_cheap(statement, unwanted):

@@ -1,4 +1,4 @@
-"""The command line: ``vaeimpute demo``, ``vaeimpute impute``, ``vaeimpute score``."""
+"""The command line: ``vaeimpute demo``, ``vaeimpute impute``, ``vaeimpute pool``, ``vaeimpute score``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def _known_extension(_context: click.Context, parameter: click.Parameter, path: 
             param=parameter,
         )
     return path
+
+
+def _known_extensions(
+    context: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]
+) -> tuple[Path | None, ...]:
+    return tuple(_known_extension(context, parameter, path) for path in paths)
 
 
 _table_in = click.argument(
@@ -78,7 +84,7 @@ _force = click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="vaeimpute")
 def main() -> None:
-    """Impute the missing cells of a table, or find its anomalous rows and cells."""
+    """Impute the missing cells of a table, pool analyses of it, or find its anomalous rows and cells."""
 
 
 @main.command(short_help="Impute the missing cells of a table.")
@@ -143,6 +149,82 @@ def impute(
     n_filled = int((frame.isna() & filled[0].notna()).sum().sum())
     where = str(outputs[0]) if len(outputs) == 1 else f"{outputs[0]} ... {outputs[-1].name}"
     click.echo(f"Filled {n_filled} of {frame.size} cells: {where}")
+
+
+@main.command(short_help="Pool a regression over completed tables.")
+@click.argument(
+    "tables",
+    metavar="IN IN ...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    callback=_known_extensions,
+)
+@click.option("--outcome", required=True, metavar="COLUMN", help="What is explained.")
+@click.option("--predictors", required=True, metavar="A,B,...", help="Columns that explain it, separated by commas.")
+@click.option("--family", type=click.Choice(["linear", "logistic"]), default="linear", show_default=True)
+@click.option(
+    "--level",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.95,
+    show_default=True,
+    metavar="P",
+    help="Of the confidence intervals.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_known_extension,
+    help="Write the table to this file too; .csv or .parquet.",
+)
+@_force
+def pool(
+    tables: tuple[Path, ...],
+    outcome: str,
+    predictors: str,
+    family: str,
+    level: float,
+    out: Path | None,
+    force: bool,
+) -> None:
+    """Fit a regression to every completed table, the draws of 'vaeimpute impute', and pool the coefficients.
+
+    Standard errors and intervals hold the doubt about the missing cells, by Rubin's rules. Text, booleans and
+    categories are classes, coded against the first one; logistic coefficients are log-odds of the outcome's second.
+    """
+    from vaeimpute import fit_pooled
+    from vaeimpute.cli.regression import Regression
+
+    if len(tables) < 2:
+        raise click.UsageError("Want two or more completed tables: vaeimpute impute IN -o OUT --n-imputations 20")
+    check_writable([out] if out else [], force=force)
+    frames = _alike(tables, [read(path) for path in tables])
+    with _plain_messages():
+        regression = Regression.of(frames, outcome, [name.strip() for name in predictors.split(",")], family)
+    answers = []
+    for path, frame in zip(tables, frames, strict=True):
+        try:
+            answers.append(regression.fit(frame))
+        except ValueError as error:
+            raise click.ClickException(f"'{path}': {error}") from error
+    pooled = fit_pooled(lambda answer: answer, answers, level=level)
+    click.echo(f"{family} regression of '{outcome}', {len(frames)} tables of {len(frames[0])} rows\n\n{pooled}\n")
+    click.echo(f"Standard errors that another set of draws would give within 5% want {pooled.n_needed()} tables.")
+    if out is not None:
+        write(pooled.table.rename_axis("parameter").reset_index(), out)
+        click.echo(f"Wrote {out}")
+
+
+def _alike(paths: tuple[Path, ...], frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Tables with the columns and as many rows as the first has."""
+    for path, frame in zip(paths, frames, strict=True):
+        if list(frame.columns) != list(frames[0].columns) or len(frame) != len(frames[0]):
+            raise click.ClickException(
+                f"'{path}' has {len(frame)} rows and columns {', '.join(map(str, frame))}; want those of '{paths[0]}', "
+                f"{len(frames[0])} rows and {', '.join(map(str, frames[0]))}."
+            )
+    return frames
 
 
 @main.command(short_help="Score how anomalous rows or cells are.")
