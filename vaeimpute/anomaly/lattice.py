@@ -84,12 +84,34 @@ class Lattice(Fitted):
     def nearest(self, values: Tensor) -> Tensor:
         """Cells (n, D) moved to where cells stand: to the next value of a list, or the next point of a lattice."""
         x = values.double()
-        at = torch.searchsorted(self.known.T.contiguous(), x.T.contiguous()).T.clamp(1, max(len(self.known) - 1, 1))
-        below = self.known.gather(0, at - 1)
-        above = self.known.gather(0, at.clamp(max=len(self.known) - 1))
+        below, above = self._listed(x)
         listed = torch.where((x - below <= above - x) & below.isfinite() | ~above.isfinite(), below, above)
         on_lattice = self.origin + self.step * ((x - self.origin) / self.step).round()
         return torch.where(listed.isfinite(), listed, torch.where(self.step > 0, on_lattice, x))
+
+    def between(self, values: Tensor, uniform: Tensor) -> Tensor:
+        """The same by chance, up or down, so that means stay; beyond a list its last value.
+
+        Examples
+        --------
+        >>> values = torch.arange(10.0).repeat(9).unsqueeze(1)
+        >>> lattice = Lattice.fit(values, torch.ones_like(values, dtype=torch.bool), [0])
+        >>> lattice.between(torch.full((2, 1), 2.25), torch.tensor([[0.2], [0.3]])).squeeze()
+        tensor([3., 2.], dtype=torch.float64)
+        """
+        x = values.double()
+        below, above = self._listed(x)
+        floor = self.origin + self.step * ((x - self.origin) / self.step + 1e-9).floor()
+        has_list = below.isfinite() | above.isfinite()
+        below = torch.where(has_list, torch.where(below.isfinite(), below, above), floor)
+        above = torch.where(has_list, torch.where(above.isfinite(), above, below), floor + self.step)
+        goes_up = x - below > uniform * (above - below)
+        return torch.where(has_list | (self.step > 0), torch.where(goes_up, above, below), x)
+
+    def _listed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Next values of the lists below, and at or above; infinite where there is none."""
+        at = torch.searchsorted(self.known.T.contiguous(), x.T.contiguous()).T.clamp(1, max(len(self.known) - 1, 1))
+        return self.known.gather(0, at - 1), self.known.gather(0, at.clamp(max=len(self.known) - 1))
 
     def log_probability(self, values: Tensor) -> Tensor:
         """What standing where it does adds to the log-density of each cell (n, D), if it is clean."""

@@ -72,7 +72,7 @@ class GenerativeVAE(BaseVAE):
             rows = self.ensemble_.sample(n_samples, draw_seed(random_state))
             return self.encoder_.build(self._all_columns(rows), rounded=True)
         given, encoded = self._encoded(given)
-        draws = self._draws(encoded, n_samples, random_state)
+        draws = self._draws(encoded, n_samples, draw_seed(random_state))
         completed = self._all_columns(draws.flatten(0, 1))
         missing = np.tile(encoded.missing, (n_samples, 1))
         return self._filled(repeated(given, n_samples), completed, missing, rounded=True)
@@ -166,11 +166,11 @@ class GenerativeVAE(BaseVAE):
     def _log_likelihood(self, values: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
         return inference.log_likelihood(self.ensemble_, values, observed)
 
-    def _draws(self, encoded: Encoded, n_draws: int, random_state: Any) -> torch.Tensor:
+    def _draws(self, encoded: Encoded, n_draws: int, seed: int, **options: Any) -> torch.Tensor:
         """Random completions of the modelled columns, (n_draws, n, d); only incomplete rows are worked on."""
         x, o = self._tensors(encoded)
         rows = ~o.all(1)
-        draws, seed = x.double().repeat(n_draws, 1, 1), draw_seed(random_state)
+        draws = x.double().repeat(n_draws, 1, 1)
         if rows.any():
-            draws[:, rows] = self.ensemble_.draw(x[rows], o[rows], n_draws, seed)
+            draws[:, rows] = self.ensemble_.draw(x[rows], o[rows], n_draws, seed, **options)
         return draws

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -16,11 +17,14 @@ from sklearn.utils.validation import check_is_fitted
 from vaeimpute.anomaly.density import FittedModels
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._generation import GenerativeVAE
+from vaeimpute.estimators._shift import ShiftRequest
 from vaeimpute.estimators._sklearn_compat import Interval, StrOptions, check_feature_names_in, get_output_config
 from vaeimpute.estimators._validation import check_positive
 from vaeimpute.frames.containers import selected
 from vaeimpute.frames.encoded import Encoded
-from vaeimpute.training.runtime import progress
+from vaeimpute.tables.ensemble import TableEnsemble
+from vaeimpute.tables.row_draws import Shift
+from vaeimpute.training.runtime import draw_seed, progress
 from vaeimpute.vae import inference
 
 
@@ -180,7 +184,12 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         return self
 
     def impute(
-        self, X: IntoDataFrameT | ArrayLike, n_imputations: int | None = None, random_state: Any = None
+        self,
+        X: IntoDataFrameT | ArrayLike,
+        n_imputations: int | None = None,
+        random_state: Any = None,
+        *,
+        shift: Mapping[Any, Any] | None = None,
     ) -> IntoDataFrameT | NDArray | list[IntoDataFrameT] | list[NDArray]:
         """Complete a table: container, index, column order and every dtype as they came.
 
@@ -194,6 +203,14 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
             cells are random draws from ``p(missing | observed)``, which differ as the truth might.
         random_state : int, RandomState or None, default=None
             Seeds the draws; the points need none.
+        shift : dict, default=None
+            What if cells are not missing at random? ``{"income": 0.5}`` takes the hidden incomes to be higher by half a
+            standard deviation of the observed ones (of their logarithms, if the kind is "positive") than "at random"
+            says; ``{"smoker": {"yes": 0.7}}`` adds 0.7 to the log-odds of a class. Instead of a number a callable may
+            take the completed table, and give a shift for each row (NARFCS). The other missing cells of a row are drawn
+            given the shifted ones; points move by the average by which 50 draws do. Cells end where their column does:
+            whole numbers at the last that was seen, real ones half the range beyond. Same seed, same random numbers,
+            whatever the shift.
 
         Returns
         -------
@@ -203,7 +220,8 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         Raises
         ------
         ValueError, TypeError
-            If X does not have the columns of the training table, or cells that they cannot hold.
+            If X does not have the columns of the training table, or cells that they cannot hold; if `shift` names what
+            is not there.
 
         Examples
         --------
@@ -218,10 +236,17 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         """
         n_draws = 0 if n_imputations is None else check_positive("n_imputations", n_imputations)
         X, encoded = self._encoded(X)
+        request = ShiftRequest(shift, self.encoder_, self.modelled_) if shift else None
         if n_imputations is None:
-            return self._filled(X, self._point_estimates(encoded), encoded.missing)
-        draws = self._draws(encoded, n_draws, random_state)
-        return [self._filled(X, self._all_columns(drawn), encoded.missing, rounded=True) for drawn in draws]
+            points = self._filled(X, self._point_estimates(encoded), encoded.missing)
+            if request is None:
+                return points
+            points = self._point_estimates(encoded, self._shift(request, len(encoded.values), points))
+            return self._filled(X, points, encoded.missing)
+        seed = draw_seed(random_state)
+        tables = [None] if request is None or not request.needs_tables else self._drawn(X, encoded, n_draws, seed)
+        shifts = [] if request is None else [self._shift(request, len(encoded.values), table) for table in tables]
+        return self._drawn(X, encoded, n_draws, seed, shifts)
 
     def transform(self, X: IntoDataFrame | ArrayLike) -> Any:
         """Complete a table for the next step of a pipeline.
@@ -315,19 +340,47 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
             return []
         return [f"missingindicator_{name}" for name in check_feature_names_in(self)[self.has_missing_]]
 
-    def _point_estimates(self, encoded: Encoded) -> NDArray:
+    def _point_estimates(self, encoded: Encoded, shift: Shift | None = None) -> NDArray:
         """What each cell is imputed with, (n, D); only incomplete rows are worked on."""
         points = encoded.values.copy()
         rows = np.flatnonzero(~encoded.observed[:, self.modelled_].all(1))
         if len(rows) == 0:
             return points
         x, o = self._tensors(encoded, rows)
+        if shift is not None:
+            here = shift.at(torch.as_tensor(rows, device=x.device))
+            points[rows] = self._all_columns(
+                self._table_ensemble.impute_shifted(x, o, here, median=self.point == "median")
+            )
+            return points
         points[rows] = self._all_columns(inference.impute(self.ensemble_, x, o))
         if self.point == "mean":
             return points
         medians = self._all_columns(self.ensemble_.medians(x, o))
         points[rows] = np.where(self.encoder_.is_numeric, medians, points[rows])
         return points
+
+    def _drawn(self, X: Any, encoded: Encoded, n_draws: int, seed: int, shifts: Sequence[Shift] = ()) -> list:
+        """Completed tables."""
+        incomplete = torch.as_tensor(~encoded.observed[:, self.modelled_].all(1))
+        options = {"shifts": [shift.at(incomplete.to(shift.added.device)) for shift in shifts]} if shifts else {}
+        draws = self._draws(encoded, n_draws, seed, **options)
+        return [self._filled(X, self._all_columns(drawn), encoded.missing, rounded=True) for drawn in draws]
+
+    @property
+    def _table_ensemble(self) -> TableEnsemble:
+        if not isinstance(self.ensemble_, TableEnsemble):
+            raise TypeError(f"want the ensemble of a table, got a {type(self.ensemble_).__name__}")
+        return self.ensemble_
+
+    def _shift(self, request: ShiftRequest, n_rows: int, table: Any) -> Shift:
+        """The shifts of all rows as the models take them, given a completed table."""
+        columns = self._table_ensemble.likelihoods.expectation_columns
+        place = np.cumsum(self.modelled_) - 1  # of a column among those that are modelled
+        shift = Shift.none(n_rows, columns, int(self.modelled_.sum()))
+        for column, category, amounts in request.amounts(n_rows, table):
+            shift.add(int(place[column]), category, torch.as_tensor(amounts.copy()).to(shift.added))
+        return shift
 
     def _filled(self, X: Any, values: NDArray, missing: NDArray, *, rounded: bool = False) -> Any:
         return self.encoder_.fill(X, values, missing & (self.modelled_ | self.keep_empty_features), rounded=rounded)

@@ -6,8 +6,8 @@ the table leaves open, is that of a linear VAE's posterior: a Gaussian copula wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,30 +19,15 @@ from vaeimpute.likelihoods.columns import ColumnLikelihoods
 from vaeimpute.likelihoods.margins import Margins
 from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
 from vaeimpute.tables.models import JointVAE
+from vaeimpute.tables.row_draws import CellMargins, RowDraws, Shift
 from vaeimpute.tables.row_posterior import N_DRAWS, RowPosterior
 from vaeimpute.tables.synthesis import SequentialTrees
 from vaeimpute.training.runtime import make_generator
 from vaeimpute.vae import inference
 from vaeimpute.vae.inference import Ensemble
-from vaeimpute.vae.noise import row_keys, row_normal, row_uniform
+from vaeimpute.vae.noise import row_keys, row_uniform
 
 _SEED = 0  # of what is learnt when it is first needed: the same in every process
-
-
-class CellMargins(NamedTuple):
-    """Distributions of the cells of some rows.
-
-    Attributes
-    ----------
-    mu, sigma : Tensor of shape (n, D)
-        Of a number, which is ``Q(mu + sigma t)`` with a standard normal t and the column's quantile function.
-    probabilities : Tensor of shape (n, A)
-        Of classes, where expectations have their columns.
-    """
-
-    mu: Tensor
-    sigma: Tensor
-    probabilities: Tensor
 
 
 class TableEnsemble(Ensemble):
@@ -97,21 +82,50 @@ class TableEnsemble(Ensemble):
         return self.lattice.nearest(self.margins.quantile(margins.mu))
 
     @torch.no_grad()
-    def draw(self, values: Tensor, observed: Tensor, n_draws: int, seed: int) -> Tensor:
-        """Completed rows (n_draws, n, D) in float64; draw k has the same parameters whatever the rows."""
+    def draw(self, values: Tensor, observed: Tensor, n_draws: int, seed: int, shifts: Sequence[Shift] = ()) -> Tensor:
+        """Completed rows (n_draws, n, D) in float64; draw k has the same parameters whatever the rows.
+
+        Hidden cells may be shifted: one shift for all draws, or one for each.
+        """
         out = values.double().expand(n_draws, -1, -1).clone()
         keys = row_keys(values, observed)
         which = torch.randperm(N_DRAWS, generator=make_generator(seed)).tolist()
         for rows in row_slices(len(values), self.conditional.numbers_per_row(1)):
-            v, o = values[rows], observed[rows]
-            given = self._given(v, o)
-            margins = self.cell_margins(v, o, given)
-            x, visible = self._features(v, o)
+            draws = self._row_draws(values[rows], observed[rows])
             for k in range(n_draws):
-                noise = row_normal(keys[rows], self._posterior.n_noise, seed, k)
-                t = self._posterior.deviates(x, visible, given, which[k % N_DRAWS], noise)
-                out[k, rows] = torch.where(o, v.double(), self._cells(margins, t))
+                shift = shifts[k % len(shifts)].at(rows) if shifts else None
+                out[k, rows] = draws.completed(keys[rows], seed, k, which[k % N_DRAWS], shift)
         return out
+
+    @torch.no_grad()
+    def impute_shifted(self, values: Tensor, observed: Tensor, shift: Shift, *, median: bool = False) -> Tensor:
+        """Points (n, D): those of hidden cells move by the average by which their draws do.
+
+        Parameters
+        ----------
+        values, observed : Tensor of shape (n, D)
+        shift : Shift
+        median : bool
+            Of numbers, instead of their mean.
+        """
+        likelihoods, keys = self.likelihoods, row_keys(values, observed)
+        expectations = inference.expectations(self, values, observed).double()
+        if median:
+            is_class = expectations.new_zeros(values.shape[1], dtype=torch.bool)
+            is_class[likelihoods.class_columns] = True
+            columns = likelihoods.expectation_columns
+            expectations = torch.where(is_class[columns], expectations, self.medians(values, observed)[:, columns])
+        moved = torch.zeros_like(expectations)
+        for rows in row_slices(len(values), self.conditional.numbers_per_row(1)):
+            draws, here = self._row_draws(values[rows], observed[rows]), shift.at(rows)
+            for k in range(N_DRAWS):
+                cells = [draws.completed(keys[rows], _SEED, k, k, each) for each in (here, None)]
+                moved[rows] += (likelihoods.targets(cells[0]) - likelihoods.targets(cells[1])) / N_DRAWS
+        points = likelihoods.point_estimates(expectations + moved)
+        exact = likelihoods.point_estimates(expectations) + shift.added  # but for the chance of rounding
+        points = torch.where(shift.columns & (shift.added != 0), exact, points)
+        points = self.lattice.nearest(points) if median else points
+        return torch.where(observed, values.double(), points)
 
     @torch.no_grad()
     def sample(self, n_samples: int, seed: int) -> Tensor:
@@ -153,25 +167,9 @@ class TableEnsemble(Ensemble):
     def _given(self, values: Tensor, observed: Tensor) -> ConditionalGaussian:
         return self._posterior.given(*self._features(values, observed))
 
-    def _cells(self, margins: CellMargins, t: Tensor) -> Tensor:
-        """Cells (n, D) whose normal scores are the deviates (n, F)."""
-        likelihoods, scatter = self.likelihoods, self._posterior.variance.sqrt()
-        own = likelihoods.first_features
-        # of a linear margin, what parameters leave open is part of the draw; others were judged with it
-        t_numbers = t[:, own] / torch.where(self.is_linear, 1, scatter[own])
-        cells = self.lattice.nearest(self.margins.quantile(margins.mu + margins.sigma * t_numbers))
-        uniform = torch.special.ndtr(t / scatter)
-        for j in likelihoods.class_columns:
-            p = margins.probabilities[:, likelihoods.expectation_columns == j]
-            cells[:, j] = _classes(p, uniform[:, likelihoods.feature_columns == j])
-        return cells
-
-
-def _classes(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Codes (n,) with these probabilities (n, N), from uniform numbers of the column's features (n, 1 or N)."""
-    p = probabilities.clamp(min=1e-9)
-    if min(uniform.shape[1], p.shape[1]) <= 2:  # ordered, or two of them
-        upper = p.cumsum(1)[:, :-1] / p.sum(1, keepdim=True)
-        return (upper < uniform[:, -1:]).sum(1).to(p)
-    gumbel = -(-uniform.clamp(1e-9, 1 - 1e-9).log()).log()
-    return (p.log() + gumbel).argmax(1).to(p)
+    def _row_draws(self, values: Tensor, observed: Tensor) -> RowDraws:
+        x, visible = self._features(values, observed)
+        given = self._posterior.given(x, visible)
+        margins = self.cell_margins(values, observed, given)
+        models = self.likelihoods, self.margins, self.lattice, self._posterior, self.is_linear
+        return RowDraws(*models, values, observed, x, visible, given, margins)

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from vaeimpute.batching import row_slices
-from vaeimpute.gaussian.factor_analysis import ConditionalGaussian, FactorAnalysis, conditional, decode, widened
+from vaeimpute.gaussian.factor_analysis import (
+    ConditionalGaussian,
+    FactorAnalysis,
+    conditional,
+    decode,
+    posterior,
+    widened,
+)
 from vaeimpute.gaussian.gibbs import average, draw_latents, draw_parameters
 from vaeimpute.training.runtime import make_generator
 from vaeimpute.vae.noise import row_keys, row_normal
@@ -81,6 +88,25 @@ class RowPosterior:
             z = draw_latents(x[rows].double(), visible[rows], model, of_latents[rows])
             parts.append(decode(z, model) + model.psi.sqrt() * of_cells[rows])
         return (torch.cat(parts) - given.mean) / given.variance.sqrt()
+
+    def following(self, change: Tensor, visible: Tensor, given: ConditionalGaussian, which: int) -> Tensor:
+        """By how much deviates (B, F) of the other cells move with a change of some cells of their rows.
+
+        Parameters
+        ----------
+        change : Tensor of shape (B, F)
+            Zero where cells did not change.
+        visible : bool Tensor of shape (B, F)
+            Cells that are known, or changed: these do not follow one another.
+        given : ConditionalGaussian
+            What `given` says of these rows.
+        which : int
+            Number of the draw of the parameters.
+        """
+        W, b, psi = (part[which] for part in self.draws)
+        model = FactorAnalysis(W, torch.zeros_like(b), psi)  # of differences
+        parts = [decode(posterior(change[rows], visible[rows], model)[0], model) for rows in self._slices(len(change))]
+        return torch.cat(parts) / given.variance.sqrt()
 
     def _scatter(self, x: Tensor, known: Tensor, seed: int) -> Tensor:
         """Mean square (F,) of deviates of rows of which half is visible."""
