@@ -29,11 +29,12 @@ LEVELS = {
     "images": 3,
     "estimators": 4,
     "__init__": 5,
+    "sensitivity_analysis": 5,
     "cli": 5,
 }
 WINGS = {"tables", "images"}
 WITHOUT_TORCH = {"frames", "amputation", "metrics", "pooling"}
-WITH_FRAMES = {"frames", "cli", "estimators", "pooling"}
+WITH_FRAMES = {"frames", "cli", "estimators", "pooling", "sensitivity_analysis"}
 FRAMES = {"narwhals", "pandas", "polars", "pyarrow"}
 MODALITIES = re.compile(r"\b(image|images|time series)\b", re.IGNORECASE)
 ONLY_INSIDE_FUNCTIONS = {"matplotlib", "pyarrow", "rich", "polars"}

@@ -11,22 +11,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vaeimpute.estimators import VAEImputer, VAEOutlierDetector
     from vaeimpute.pooling import Comparison, Pooled, compare, fit_pooled, pool
+    from vaeimpute.sensitivity_analysis import Sensitivity, sensitivity
 
 __all__ = [
     "Comparison",
     "Pooled",
+    "Sensitivity",
     "VAEImputer",
     "VAEOutlierDetector",
     "__version__",
     "compare",
     "fit_pooled",
     "pool",
+    "sensitivity",
 ]
 __version__ = "0.1.0"
 
 _ROOMS = {
     **dict.fromkeys(("VAEImputer", "VAEOutlierDetector"), "vaeimpute.estimators"),
     **dict.fromkeys(("Comparison", "Pooled", "compare", "fit_pooled", "pool"), "vaeimpute.pooling"),
+    **dict.fromkeys(("Sensitivity", "sensitivity"), "vaeimpute.sensitivity_analysis"),
 }
 
 
