@@ -91,3 +91,13 @@ def test_missing_cells_do_not_count():
 @pytest.mark.parametrize("n", [0, 1])
 def test_too_few_cells_have_no_lattice(n):
     assert log_probability(fitted(torch.zeros(5), observed=torch.arange(5) < n), [0.0, 3.3]).tolist() == [0, 0]
+
+
+def test_rounding_by_chance_keeps_means_and_what_stands_on_the_lattice():
+    whole = torch.arange(40.0, dtype=torch.float64).repeat(3).unsqueeze(1)
+    lattice = Lattice.fit(whole, torch.ones_like(whole, dtype=torch.bool), [0])
+    uniform = torch.rand(20_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rounded = lattice.between(torch.full((20_000, 1), 7.3, dtype=torch.float64), uniform)
+    assert set(rounded.flatten().tolist()) == {7.0, 8.0}
+    assert abs(rounded.mean() - 7.3) < 0.02
+    assert (lattice.between(whole, uniform[: len(whole)]) == whole).all()

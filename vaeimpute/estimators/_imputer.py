@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from narwhals.typing import IntoDataFrame, IntoDataFrameT
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from vaeimpute.anomaly.density import FittedModels
 from vaeimpute.estimators._base import BaseVAE
 from vaeimpute.estimators._generation import GenerativeVAE
+from vaeimpute.estimators._missingness import self_masked_columns
 from vaeimpute.estimators._shift import ShiftRequest
 from vaeimpute.estimators._sklearn_compat import Interval, StrOptions, check_feature_names_in, get_output_config
 from vaeimpute.estimators._validation import check_positive
@@ -25,7 +27,6 @@ from vaeimpute.frames.encoded import Encoded
 from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.row_draws import Shift
 from vaeimpute.training.runtime import draw_seed, progress
-from vaeimpute.vae import inference
 
 
 class VAEImputer(TransformerMixin, GenerativeVAE):
@@ -50,6 +51,12 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         "boolean" (Bernoulli), "count" (8-bit levels: a mixture of discretised logistics) or "numeric" (Gaussian).
     missing_values : int, float, str, np.nan, None or pandas.NA, default=np.nan
         A value that means "missing" besides NaN, NaT, None and null, which always do.
+    missingness : {"random", "self"} or dict of column to these, default="random"
+        What is assumed of missing cells. "random": what is observed in a row tells all about why the others are
+        missing. "self": a number or date is also missing because of what it is, ``P(missing) = Phi(a + c x + ...)``,
+        by a slope per column that is learnt. That slope rests on the assumption alone, on what predicts the column and
+        on its normal scores being normal: no data can tell whether it holds, and no fit chooses it. See `missingness_`.
+        Columns of classes stay at random.
     point : {"mean", "median"}, default="mean"
         What a missing number is imputed with. Missing classes get their mode.
     add_indicator : bool, default=False
@@ -106,6 +113,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
 
     _parameter_constraints: ClassVar[dict] = {
         **BaseVAE._parameter_constraints,
+        "missingness": [StrOptions({"random", "self"}), dict],
         "point": [StrOptions({"mean", "median"})],
         "add_indicator": ["boolean"],
         "keep_empty_features": ["boolean"],
@@ -122,6 +130,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         networks: str = "auto",
         kinds: dict | str | None = None,
         missing_values: Any = np.nan,
+        missingness: str | dict = "random",
         point: str = "mean",
         add_indicator: bool = False,
         keep_empty_features: bool = False,
@@ -137,6 +146,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         self.networks = networks
         self.kinds = kinds
         self.missing_values = missing_values
+        self.missingness = missingness
         self.point = point
         self.add_indicator = add_indicator
         self.keep_empty_features = keep_empty_features
@@ -248,6 +258,30 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         shifts = [] if request is None else [self._shift(request, len(encoded.values), table) for table in tables]
         return self._drawn(X, encoded, n_draws, seed, shifts)
 
+    @property
+    def missingness_(self) -> pd.DataFrame:
+        """What the fit says of columns that hide themselves; without rows if none does.
+
+        One row a column: `column`, `slope` of the probit per standard deviation of the column's normal scores, its 90%
+        interval `low, high`, `p_positive` (the probability that large cells hide), and `shift`: by how many standard
+        deviations of the observed cells the points of the hidden ones are higher than at random.
+
+        Examples
+        --------
+        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
+        >>> VAEImputer(random_state=0).fit(X).missingness_.columns.tolist()
+        ['column', 'slope', 'low', 'high', 'p_positive', 'shift']
+        """
+        check_is_fitted(self)
+        found = self._table_ensemble.self_masking() if isinstance(self.ensemble_, TableEnsemble) else None
+        if found is None:
+            return pd.DataFrame(columns=["column", "slope", "low", "high", "p_positive", "shift"])
+        columns, slopes, shift = (part.cpu().numpy() for part in found)
+        names = np.asarray(self.encoder_.names, dtype=object)[np.flatnonzero(self.modelled_)[columns]]
+        low, high = np.quantile(slopes, [0.05, 0.95], axis=0)
+        told = {"slope": slopes.mean(0), "low": low, "high": high, "p_positive": (slopes > 0).mean(0), "shift": shift}
+        return pd.DataFrame({"column": names} | told)
+
     def transform(self, X: IntoDataFrame | ArrayLike) -> Any:
         """Complete a table for the next step of a pipeline.
 
@@ -322,6 +356,9 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
     def _learn(self, data: Any, seed: int) -> FittedModels:
         options: dict[str, Any] = {"seed": seed, "dtype": getattr(torch, self.dtype)}
         options |= {"effort": self.effort, "time_budget": self.time_budget, "max_iter": self.max_iter}
+        if self.missingness != "random":
+            columns = self_masked_columns(self.missingness, self.encoder_, self.has_missing_)
+            options["self_masked"] = torch.as_tensor(columns[self.modelled_])
         with progress(self.verbose) as on_evaluation:
             return self._domain.fit_imputer(data, on_evaluation=on_evaluation, **options)
 
@@ -353,7 +390,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
                 self._table_ensemble.impute_shifted(x, o, here, median=self.point == "median")
             )
             return points
-        points[rows] = self._all_columns(inference.impute(self.ensemble_, x, o))
+        points[rows] = self._all_columns(self.ensemble_.impute(x, o))
         if self.point == "mean":
             return points
         medians = self._all_columns(self.ensemble_.medians(x, o))

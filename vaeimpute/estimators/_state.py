@@ -66,6 +66,8 @@ def plain_params(estimator: BaseEstimator) -> dict[str, Any]:
         params["random_state"] = None
     if isinstance(params["kinds"], dict):  # column names need not be text, but the keys of a JSON object are
         params["kinds"] = [[name, str(kind)] for name, kind in params["kinds"].items()]
+    if isinstance(params.get("missingness"), dict):
+        params["missingness"] = [[name, how] for name, how in params["missingness"].items()]
     if type(params["missing_values"]).__name__ == "NAType":  # pandas.NA is no JSON; it always means missing anyway
         params["missing_values"] = np.nan
     if params["image_shape"] is not None:
@@ -78,7 +80,9 @@ def from_plain_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `plain_params`."""
     if params["image_shape"] is not None:
         params = {**params, "image_shape": tuple(params["image_shape"])}
-    if not isinstance(params["kinds"], list):
-        return dict(params)
-    kinds = {tuple(name) if isinstance(name, list) else name: kind for name, kind in params["kinds"]}
-    return {**params, "kinds": kinds}
+    listed = {key: params[key] for key in ("kinds", "missingness") if isinstance(params.get(key), list)}
+    return {**params, **{key: {_key(name): value for name, value in pairs} for key, pairs in listed.items()}}
+
+
+def _key(name: Any) -> Any:
+    return tuple(name) if isinstance(name, list) else name

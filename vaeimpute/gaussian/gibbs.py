@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from vaeimpute.gaussian.factor_analysis import FactorAnalysis, decode, posterior
+from vaeimpute.gaussian.self_masking import MaskSampler, SelfMasking
 
 _OFFSET_PRECISION = 1e-6  # of a column's offset; its loadings have one
 
@@ -26,10 +27,12 @@ def draw_parameters(
     *,
     n_warm_up: int,
     n_between: int,
-) -> FactorAnalysis:
+    self_masked: Tensor | None = None,
+) -> tuple[FactorAnalysis, SelfMasking | None]:
     """Draws of the parameters given the observed cells, stacked: ``W`` (K, F, L), ``b`` and ``psi`` (K, F).
 
-    Loadings and offsets have a normal prior, noise variances an inverse-gamma one, of one pseudo-row at `floor`.
+    Loadings and offsets have a normal prior, noise variances an inverse-gamma one, of one pseudo-row at `floor`. If
+    some columns hide themselves, that is part of the model, and draws of its parameters come along.
 
     Parameters
     ----------
@@ -44,17 +47,25 @@ def draw_parameters(
     generator : Generator
     n_warm_up, n_between : int
         Sweeps before the first draw, and from one to the next.
+    self_masked : int Tensor of shape (J,), optional
+        Columns that hide themselves; without them cells are missing at random.
     """
     noise = _normal(values.new_empty(len(values), start.rank), generator)
     x = _complete(values, observed, draw_latents(values, observed, start, noise), start, generator)
+    masks = None if self_masked is None else MaskSampler(x, observed, self_masked, start.rank, generator)
     model, kept = start, []
     for sweep in range(n_warm_up + n_draws * n_between):
-        z = _draw_latents_of_complete_rows(x, model, generator)
-        x = _complete(values, observed, z, model, generator)
-        model = _draw_given_all(x, pad(z, (0, 1), value=1.0), model.psi, floor, generator)
+        z = _draw_latents_of_complete_rows(*((x, model) if masks is None else masks.widened(x, model)), generator)
+        x = _complete(values, observed, z, model, generator, masks)
+        model, root = _draw_given_all(x, pad(z, (0, 1), value=1.0), model.psi, floor, generator)
+        if masks is not None:
+            masks.draw(x, z, root)
         if sweep >= n_warm_up and (sweep - n_warm_up) % n_between == n_between - 1:
             kept.append(model)
-    return FactorAnalysis(*(torch.stack(part) for part in zip(*kept, strict=True)))
+            if masks is not None:
+                masks.keep()
+    stacked = FactorAnalysis(*(torch.stack(part) for part in zip(*kept, strict=True)))
+    return stacked, None if masks is None else masks.draws
 
 
 def average(draws: FactorAnalysis) -> FactorAnalysis:
@@ -81,19 +92,31 @@ def _draw_latents_of_complete_rows(x: Tensor, model: FactorAnalysis, generator: 
     return (mean + torch.linalg.solve_triangular(chol.T, noise, upper=True)).T
 
 
-def _complete(values: Tensor, observed: Tensor, z: Tensor, model: FactorAnalysis, generator: Generator) -> Tensor:
-    noise = _normal(torch.empty_like(values), generator)
-    return torch.where(observed, values, decode(z, model) + model.psi.sqrt() * noise)
+def _complete(
+    values: Tensor,
+    observed: Tensor,
+    z: Tensor,
+    model: FactorAnalysis,
+    generator: Generator,
+    masks: MaskSampler | None = None,
+) -> Tensor:
+    noise, mean, variance = _normal(torch.empty_like(values), generator), decode(z, model), model.psi
+    if masks is not None:
+        mean, variance = masks.given_utilities(mean, variance, z)
+    return torch.where(observed, values, mean + variance.sqrt() * noise)
 
 
-def _draw_given_all(x: Tensor, z1: Tensor, psi: Tensor, floor: Tensor, generator: Generator) -> FactorAnalysis:
-    """Loadings and offsets of all columns, their noise, and the latent's covariance, which goes into the loadings."""
+def _draw_given_all(
+    x: Tensor, z1: Tensor, psi: Tensor, floor: Tensor, generator: Generator
+) -> tuple[FactorAnalysis, Tensor]:
+    """Loadings and offsets of all columns, their noise, and a root of the latent's covariance: the loadings have it."""
     moments, target = z1.T @ z1, x.T @ z1
     coef = _draw_regressions(moments, target, psi, generator)
     residual = x.square().sum(0) - 2 * (coef * target).sum(1) + ((coef @ moments) * coef).sum(1)
     shape = torch.full_like(psi, (len(x) + 1) / 2)
     psi = (residual.clamp(min=0) + floor) / (2 * torch._standard_gamma(shape, generator=generator))
-    return FactorAnalysis(coef[:, :-1] @ _draw_latent_root(moments, generator), coef[:, -1], torch.maximum(psi, floor))
+    root = _draw_latent_root(moments, generator)
+    return FactorAnalysis(coef[:, :-1] @ root, coef[:, -1], torch.maximum(psi, floor)), root
 
 
 def _draw_regressions(moments: Tensor, target: Tensor, psi: Tensor, generator: Generator) -> Tensor:

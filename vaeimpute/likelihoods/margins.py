@@ -55,6 +55,27 @@ class Margins(Fitted):
         beyond = low * (score - self.score[:, 0]).clamp(max=0) + high * (score - self.score[:, -1]).clamp(min=0)
         return self._within(score) + beyond
 
+    def mean(self, mu: Tensor, sigma: Tensor) -> Tensor:
+        """Mean of ``Q(mu + sigma t)``, (n, D)."""
+        nodes = _nodes(self.score)
+        return sum((self.quantile(mu + sigma * node) for node in nodes), torch.zeros_like(mu)) / len(nodes)
+
+    def scores(self, value: Tensor) -> Tensor:
+        """Normal scores of cells (n, D): where `quantile` has them, and the middle of the step of what repeats."""
+        knots, level = self.value.to(value.dtype), torch.special.ndtr(self.score)  # rounded as the cells are
+        sought = value.T.contiguous()
+        first, end = (torch.searchsorted(knots, sought, right=right) for right in (False, True))
+        sought = sought.double()
+        step = torch.special.ndtri((_at(level, first) + _at(level, end - 1)) / 2)
+        low, high = _at(self.value, first - 1), _at(self.value, first)
+        share = ((sought - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
+        between = torch.lerp(_at(self.score, first - 1), _at(self.score, first), share)
+        slopes = torch.where(self._end_slopes == 0, torch.inf, self._end_slopes).unsqueeze(-1)
+        ends = self.value[:, [0, -1]].T.unsqueeze(-1)
+        beyond = ((sought - ends[0]).clamp(max=0) / slopes[0]) + ((sought - ends[1]).clamp(min=0) / slopes[1])
+        within = torch.where(end > first, step, between)
+        return (within.clamp(-_FARTHEST, _FARTHEST) + beyond).T
+
     def matched(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
         """``mu`` and ``sigma`` (n, D) of cells with that mean and standard deviation (n, D)."""
         grid = torch.linspace(-_FARTHEST, _FARTHEST, _STEPS, dtype=self.score.dtype, device=self.score.device)
@@ -92,9 +113,7 @@ class Margins(Fitted):
     def _moments(self) -> tuple[list[Tensor], list[Tensor]]:
         """Mean and standard deviation of ``Q(mu + sigma t)`` for each sigma, (D, G) on the grid of mu."""
         like = self.score
-        probability = (torch.arange(_NODES, dtype=like.dtype, device=like.device) + 0.5) / _NODES
-        nodes = torch.special.ndtri(probability)
-        nodes = nodes / nodes.square().mean().sqrt()
+        nodes = _nodes(like)
         mu = torch.linspace(-_FARTHEST, _FARTHEST, _STEPS, dtype=like.dtype, device=like.device)
         means, deviations = [], []
         for sigma in _SIGMAS:
@@ -103,6 +122,18 @@ class Margins(Fitted):
             means.append(cells.mean(-1) + 1e-7 * mu)
             deviations.append(cells.std(-1, correction=0))
         return means, deviations
+
+
+def _nodes(like: Tensor) -> Tensor:
+    """Normal scores whose average is one over t."""
+    probability = (torch.arange(_NODES, dtype=like.dtype, device=like.device) + 0.5) / _NODES
+    nodes = torch.special.ndtri(probability)
+    return nodes / nodes.square().mean().sqrt()
+
+
+def _at(knots: Tensor, index: Tensor) -> Tensor:
+    """Knots (D, n) of each column, from the first to the last."""
+    return knots.gather(1, index.clamp(0, knots.shape[1] - 1))
 
 
 def _where_spread_is(deviation: Tensor, mus: Tensor, spreads: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vaeimpute.anomaly.lattice import Lattice
 from vaeimpute.batching import row_slices
-from vaeimpute.gaussian.factor_analysis import ConditionalGaussian, FactorAnalysis
+from vaeimpute.gaussian.factor_analysis import ConditionalGaussian, FactorAnalysis, conditional
 from vaeimpute.likelihoods.columns import ColumnLikelihoods
 from vaeimpute.likelihoods.margins import Margins
 from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
@@ -49,6 +49,9 @@ class TableEnsemble(Ensemble):
         Smallest noise variance of each feature when parameters are drawn.
     is_linear : bool Tensor of shape (D,)
         Columns that a linear VAE expects as well as all models together: its margins are proper.
+    self_masked : bool Tensor of shape (D,), optional
+        Columns of numbers whose cells are taken to hide themselves: they enter the linear VAE of draws by their normal
+        scores. None without any.
     """
 
     joint: JointVAE
@@ -57,8 +60,9 @@ class TableEnsemble(Ensemble):
     known: Tensor
     floor: Tensor
     is_linear: Tensor
+    self_masked: Tensor | None
 
-    buffer_names = (*Ensemble.buffer_names, "rows", "known", "floor", "is_linear")
+    buffer_names = (*Ensemble.buffer_names, "rows", "known", "floor", "is_linear", "self_masked")
 
     def __init__(
         self,
@@ -71,10 +75,21 @@ class TableEnsemble(Ensemble):
         super().__init__(joint, conditional, **buffers)
         self.margins, self.lattice = margins, lattice
 
+    def hide_themselves(self, columns: Tensor) -> None:
+        """Take the cells of some columns of numbers (D,) to hide themselves, before anything is asked."""
+        self.self_masked = columns.to(self.is_linear.device)
+
     @property
     def likelihoods(self) -> ColumnLikelihoods:
         """The product over all cells of a row."""
         return self.conditional.likelihoods
+
+    @torch.no_grad()
+    def impute(self, values: Tensor, observed: Tensor) -> Tensor:
+        if self.self_masked is None:
+            return super().impute(values, observed)
+        points = self.likelihoods.point_estimates(self._expectations(values, observed))
+        return torch.where(observed, values.double(), points)
 
     @torch.no_grad()
     def medians(self, values: Tensor, observed: Tensor) -> Tensor:
@@ -109,7 +124,7 @@ class TableEnsemble(Ensemble):
             Of numbers, instead of their mean.
         """
         likelihoods, keys = self.likelihoods, row_keys(values, observed)
-        expectations = inference.expectations(self, values, observed).double()
+        expectations = self._expectations(values, observed)
         if median:
             is_class = expectations.new_zeros(values.shape[1], dtype=torch.bool)
             is_class[likelihoods.class_columns] = True
@@ -145,14 +160,39 @@ class TableEnsemble(Ensemble):
         probabilities = torch.where(is_linear[:, likelihoods.expectation_columns], linear, expectations)
         mean = torch.where(is_linear, given.mean[:, first], likelihoods.point_estimates(expectations).double())
         variance = torch.where(is_linear, given.variance[:, first], variance.double())
-        return CellMargins(*self.margins.matched(mean, variance.sqrt()), probabilities.double())
+        if self.self_masked is None:
+            return CellMargins(*self.margins.matched(mean, variance.sqrt()), probabilities.double())
+        scores = given.mean[:, first], given.variance[:, first].sqrt()
+        at_random = self._linear_at_random(values, observed)
+        # what the mask tells of a cell is in proportion to what the row leaves open of it
+        left = (variance / at_random.variance[:, first]).clamp(max=1)
+        moved = mean + left * (self.margins.mean(*scores) - at_random.mean[:, first])
+        mu, sigma = self.margins.matched(torch.where(self.self_masked, moved, mean), variance.sqrt())
+        own = self.self_masked & is_linear
+        return CellMargins(torch.where(own, scores[0], mu), torch.where(own, scores[1], sigma), probabilities.double())
+
+    @torch.no_grad()
+    def self_masking(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Columns (J,) that hide themselves, draws of their slopes (K, J), and what that does to points.
+
+        By how much those of hidden cells are higher than at random, on average over training rows, (J,), in standard
+        deviations of the observed ones.
+        """
+        if self.self_masked is None or self._posterior.masking is None:
+            return None
+        values, hidden = self.rows.to(self.stacking_weight), ~self.known[:, self.self_masked]
+        points = (self.impute(values, self.known), super().impute(values, self.known).double())
+        difference = (points[0] - points[1])[:, self.self_masked]
+        shift = torch.where(hidden, difference, 0).sum(0) / hidden.sum(0).clamp(min=1)
+        return self.self_masked.nonzero().squeeze(-1), self._posterior.masking.c, shift
 
     @cached_property
     def _posterior(self) -> RowPosterior:
         """Two threads may both make it: they make the same."""
         x, known = self._features(self.rows.to(self.stacking_weight), self.known)
         start = FactorAnalysis(*(part[0] for part in self.joint.backbone))
-        return RowPosterior(x, known, start, self.floor, _SEED)
+        masked = None if self.self_masked is None else self.likelihoods.first_features[self.self_masked]
+        return RowPosterior(x, known, start, self.floor, _SEED, masked)
 
     @cached_property
     def _trees(self) -> SequentialTrees:
@@ -162,14 +202,46 @@ class TableEnsemble(Ensemble):
 
     def _features(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         visible = observed[:, self.likelihoods.feature_columns]
-        return torch.where(visible, self.likelihoods.features(values), 0), visible
+        return torch.where(visible, self._features_of(values), 0), visible
+
+    def _features_of(self, cells: Tensor) -> Tensor:
+        """Features (n, F) of cells (n, D); those that hide themselves enter by their normal scores."""
+        features = self.likelihoods.features(cells)
+        if self.self_masked is not None:
+            own = self.likelihoods.first_features[self.self_masked]
+            features[:, own] = self.margins.scores(cells)[:, self.self_masked].to(features)
+        return features
+
+    def _linear_at_random(self, values: Tensor, observed: Tensor) -> ConditionalGaussian:
+        """What the linear VAE that knows of no mask says of rows (n, D)."""
+        visible = observed[:, self.likelihoods.feature_columns]
+        x = torch.where(visible, self.likelihoods.features(values), 0).double()
+        return conditional(x, visible, FactorAnalysis(*(part[0].double() for part in self.joint.backbone)))
 
     def _given(self, values: Tensor, observed: Tensor) -> ConditionalGaussian:
-        return self._posterior.given(*self._features(values, observed))
+        """What the linear VAE says of each cell, given the observed ones, and that the others hide themselves."""
+        x, visible = self._features(values, observed)
+        if self.self_masked is None:
+            return self._posterior.given(x, visible)
+        return self._posterior.given_masks(x, visible, row_keys(values, observed))
+
+    def _expectations(self, values: Tensor, observed: Tensor) -> Tensor:
+        """Expectations (n, A) in float64; of cells that hide themselves those of their margins."""
+        expectations = inference.expectations(self, values, observed).double()
+        if self.self_masked is None:
+            return expectations
+        given, likelihoods = self._given(values, observed), self.likelihoods
+        margins, columns = self.cell_margins(values, observed, given), likelihoods.expectation_columns
+        means = torch.where(
+            self.self_masked, self.margins.mean(margins.mu, margins.sigma), given.mean[:, likelihoods.first_features]
+        )
+        replaced = self.self_masked | self.is_linear
+        replaced[likelihoods.class_columns] = False
+        return torch.where(replaced[columns], means[:, columns], expectations)
 
     def _row_draws(self, values: Tensor, observed: Tensor) -> RowDraws:
         x, visible = self._features(values, observed)
-        given = self._posterior.given(x, visible)
+        given = self._given(values, observed)
         margins = self.cell_margins(values, observed, given)
-        models = self.likelihoods, self.margins, self.lattice, self._posterior, self.is_linear
+        models = self.likelihoods, self._features_of, self.margins, self.lattice, self._posterior, self.is_linear
         return RowDraws(*models, values, observed, x, visible, given, margins)

@@ -45,6 +45,7 @@ def fit_imputer(
     effort: str = "auto",
     time_budget: float | None = None,
     max_iter: int | None = None,
+    self_masked: Tensor | None = None,
     on_evaluation: OnEvaluation = lambda model, record, n_steps: None,
 ) -> FittedModels:
     """Fit the models of a table, and learn what its rows and cells score under them.
@@ -63,12 +64,16 @@ def fit_imputer(
         Seconds after which the best so far is returned.
     max_iter : int, optional
         Largest number of training steps of each stage.
+    self_masked : bool Tensor of shape (D,), optional
+        Columns of numbers whose cells are taken to hide themselves.
     on_evaluation : callable
         Receives the stage's name, the newest record of its history and the number of its steps.
     """
     budget = TimeBudget(time_budget)
     options: dict[str, Any] = {"effort": effort, "max_iter": max_iter, "on_evaluation": on_evaluation}
     ensemble, history, closed = _fit_stages(table, seed=seed, dtype=dtype, budget=budget, **options)
+    if self_masked is not None and self_masked.any():
+        ensemble.hide_themselves(self_masked)
     hurry = not budget.allows("most of the rows that calibrate scores", _CALIBRATION_SHARE)
     has_networks = isinstance(ensemble.joint, JointVAE) and ensemble.joint.sizes.width
     blind = None if has_networks else _blind_to_folds(closed, len(table.values))

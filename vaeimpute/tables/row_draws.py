@@ -6,6 +6,7 @@ offset (Rubin 1977), which may depend on other columns (NARFCS: Tompsett et al.,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from vaeimpute.gaussian.factor_analysis import ConditionalGaussian
 from vaeimpute.likelihoods.columns import ColumnLikelihoods
 from vaeimpute.likelihoods.margins import Margins
 from vaeimpute.tables.row_posterior import RowPosterior
-from vaeimpute.vae.noise import row_normal, row_uniform
+from vaeimpute.vae.noise import row_uniform
 
 _ROUNDING = 1  # a stream of uniform numbers of its own
 
@@ -84,6 +85,8 @@ class RowDraws:
     Parameters
     ----------
     likelihoods : ColumnLikelihoods
+    features : callable
+        Cells (n, D) to what the linear VAE sees, (n, F).
     quantiles : Margins
     lattice : Lattice
     posterior : RowPosterior
@@ -100,6 +103,7 @@ class RowDraws:
     def __init__(
         self,
         likelihoods: ColumnLikelihoods,
+        features: Callable[[Tensor], Tensor],
         quantiles: Margins,
         lattice: Lattice,
         posterior: RowPosterior,
@@ -112,7 +116,7 @@ class RowDraws:
         margins: CellMargins,
     ) -> None:
         self._likelihoods, self._quantiles, self._lattice, self._posterior = likelihoods, quantiles, lattice, posterior
-        self._is_linear, self._values, self._observed = is_linear, values.double(), observed
+        self._features, self._is_linear, self._values, self._observed = features, is_linear, values.double(), observed
         self._x, self._visible, self._given, self._margins = x, visible, given, margins
 
     def completed(self, keys: Tensor, seed: int, k: int, which: int, shift: Shift | None = None) -> Tensor:
@@ -127,8 +131,7 @@ class RowDraws:
             Number of the draw of the parameters.
         shift : Shift, optional
         """
-        noise = row_normal(keys, self._posterior.n_noise, seed, k)
-        t = self._posterior.deviates(self._x, self._visible, self._given, which, noise)
+        t = self._posterior.deviates(self._x, self._visible, self._given, which, keys, seed, k)
         cells = self._cells(self._margins, t)
         if shift is not None:
             cells = self._shifted(cells, t, which, shift, row_uniform(keys, cells.shape[1], seed, k, _ROUNDING))
@@ -140,7 +143,7 @@ class RowDraws:
         moved = self._cells(_towards(self._margins, shift.log_odds, likelihoods), t)
         moved = torch.where(shift.added == 0, moved, self._lattice.between(moved + shift.added, uniform))
         changed = own[:, likelihoods.feature_columns]
-        change = torch.where(changed, likelihoods.features(moved) - likelihoods.features(cells), 0)
+        change = torch.where(changed, self._features(moved) - self._features(cells), 0)
         follow = self._posterior.following(change, self._visible | changed, self._given, which)
         return torch.where(own, moved, self._cells(self._margins, t + follow))
 

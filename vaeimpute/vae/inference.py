@@ -43,6 +43,10 @@ class Ensemble(Fitted):
         pairs = ((self.joint, self.stacking_weight), (self.conditional, 1 - self.stacking_weight))
         return [(model, weight) for model, weight in pairs if weight.any()]
 
+    def impute(self, values: Tensor, observed: Tensor) -> Tensor:
+        """Cells (n, D): observed ones as they are, hidden ones at their mean (numbers) or mode (classes)."""
+        return impute(self, values, observed)
+
     def medians(self, values: Tensor, observed: Tensor) -> Tensor:
         """Medians (n, D) of what `draw` draws for numbers; nothing of use for classes and observed cells."""
         return medians(self, values, observed)
