@@ -30,8 +30,8 @@ from vaeimpute.training.schedule import TimeBudget
 _SMOOTHER_SHARE, _FEATURES_SHARE = 0.6, 0.65  # of a time budget, after which stages end, or do not begin
 _MIN_GAIN = 0.01  # a smoother that lowers the error by less is noise: an exactly linear table keeps the exact answer
 _REFILL = 0.5  # of the steps, after which the reference rows are filled by the smoothers
-_PSEUDO_VARIANCES, _SCORING_STEPS = 3.0, 10
-_POWERS, _MOST_RELATIVE = (0.0, 3.0), 50.0
+_PSEUDO_VARIANCES, _NEWTON_STEPS = 3.0, 15
+_LONGEST_STEP, _LARGEST_POWER = 0.5, 3.0
 
 Report = Callable[[str, int, float, float], None]  # stage, steps, error, error in units of the linear VAEs'
 
@@ -348,17 +348,16 @@ def _linear_share(queries: Queries, linear: Tensor, smooth: Tensor) -> Tensor:
 
 
 def _variance_powers(miss: Tensor, held_out: Tensor, logs: Tensor) -> Tensor:
-    """Powers (2, F) of both variances under which squared misses (Q, F) are likeliest, by Fisher scoring.
+    """Powers (2, F) of both variances under which squared misses (Q, F) are likeliest, by Newton steps in turn.
 
-    The normal likelihood of a log-linear variance, and some pseudo-cells for the linear VAE's alone.
+    The normal likelihood of a log-linear variance, which is convex, and some pseudo-cells for the linear VAE's alone.
     """
-    both = held_out * logs  # (2, Q, F)
-    prior = torch.tensor([1.0, 0.0]).to(miss)
-    ridge = _PSEUDO_VARIANCES * torch.eye(2).to(miss)
-    information = torch.einsum("iqf,jqf->fij", both, logs) + ridge
-    power = prior.expand(miss.shape[1], 2)
-    for _ in range(_SCORING_STEPS):
-        relative = miss * torch.exp(-torch.einsum("fi,iqf->qf", power, logs))
-        score = torch.einsum("iqf,qf->fi", both, relative.clamp(max=_MOST_RELATIVE) - 1) + (prior - power) @ ridge
-        power = (power + torch.linalg.solve(information, score)).clamp(*_POWERS)
-    return power.T
+    power = torch.tensor([[1.0], [0.0]]).to(miss).repeat(1, miss.shape[1])
+    prior = power.clone()
+    for step in range(2 * _NEWTON_STEPS):
+        i = step % 2
+        relative = held_out * miss * torch.exp(-(power.unsqueeze(1) * logs).sum(0))
+        gradient = (logs[i] * (held_out - relative)).sum(0) + _PSEUDO_VARIANCES * (power[i] - prior[i])
+        curvature = (logs[i].square() * relative).sum(0) + _PSEUDO_VARIANCES
+        power[i] = (power[i] - (gradient / curvature).clamp(-_LONGEST_STEP, _LONGEST_STEP)).clamp(0, _LARGEST_POWER)
+    return power
