@@ -1,9 +1,9 @@
-"""The margins of numbers: a column's quantile function, and the normal whose image has a given mean and spread.
+"""The margins of numbers: a column's quantile function, and the normal that Q carries to a given mean and spread.
 
 A cell is ``Q(mu + sigma t)`` with a standard normal ``t``. ``Q`` is the column's own quantile function in units of a
 normal score, with a step at every value that repeats: zeros, ceilings and lists of values come back with their
 frequencies. ``mu`` and ``sigma`` are chosen so that mean and standard deviation of the cell are those predicted. Where
-nothing is known they are 0 and 1, and the cell is drawn from the column; of a nearly certain one the image is nearly
+nothing is known they are 0 and 1, and the cell is drawn from the column; a nearly certain one is nearly
 normal.
 """
 
