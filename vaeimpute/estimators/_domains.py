@@ -32,6 +32,7 @@ from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
 from vaeimpute.tables.density import MixtureDensity
 from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.ensemble_density import EnsembleDensity
+from vaeimpute.tables.intervals import IntervalCalibration
 from vaeimpute.tables.models import JointVAE
 from vaeimpute.vae.inference import Ensemble
 
@@ -151,7 +152,7 @@ TABLES = Domain(
     fit_detector=tables.fit_detector,
     parts=(
         *(JointVAE, ClosedFormVAE, ClosedFormStack, TableEnsemble, EnsembleDensity, MixtureDensity, Mixture),
-        *(Margins, ContaminationDensity, Lattice, RowCalibration, CellCalibration),
+        *(Margins, IntervalCalibration, ContaminationDensity, Lattice, RowCalibration, CellCalibration),
     ),
     plot=_plot_rows,
 )

@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from vaeimpute.anomaly.density import FittedModels
 from vaeimpute.estimators._base import BaseVAE
-from vaeimpute.estimators._generation import GenerativeVAE
 from vaeimpute.estimators._sklearn_compat import Interval, StrOptions, check_feature_names_in, get_output_config
+from vaeimpute.estimators._uncertainty import UncertainVAE
 from vaeimpute.estimators._validation import check_positive
 from vaeimpute.frames.containers import selected
 from vaeimpute.frames.encoded import Encoded
@@ -24,7 +24,7 @@ from vaeimpute.training.runtime import progress
 from vaeimpute.vae import inference
 
 
-class VAEImputer(TransformerMixin, GenerativeVAE):
+class VAEImputer(TransformerMixin, UncertainVAE):
     """Impute the missing cells of a mixed-type table with a masked variational autoencoder.
 
     Linear VAEs, solved exactly on the observed cells, are the start. Kernel smoothers over the training rows and

@@ -90,6 +90,17 @@ def like(X: Any, array: NDArray) -> Any:
     return _indexed(scores.to_native(), frame)
 
 
+def framed(X: Any, names: Sequence[Any], array: NDArray) -> Any:
+    """An array (n, K) as a frame of the sort of X, with its index and columns of these names; as it is for an array."""
+    if not is_frame(X):
+        return array
+    if isinstance(X, pd.DataFrame):
+        return pd.DataFrame(array, index=X.index, columns=list(names))
+    frame = nw.from_native(X, eager_only=True)
+    columns = {str(name): column for name, column in zip(names, array.T, strict=True)}
+    return nw.from_dict(columns, backend=frame.implementation).to_native()
+
+
 def repeated(X: Any, times: int) -> Any:
     """X stacked on itself, (times * n, D)."""
     if not is_frame(X):

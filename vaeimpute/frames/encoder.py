@@ -209,6 +209,13 @@ class TableEncoder:
         return frame.to_numpy() if self.schema.container == "numpy" else frame
 
     @property
+    def half_units(self) -> NDArray[np.float64]:
+        """Half a unit of the last decimal that a column's numbers have, standardised, (D,); 0 where they have many."""
+        plain = [c.decimals if c.kind is not Kind.POSITIVE else None for c in self.schema.columns]
+        scales = [column.scale for column in self.schema.columns]
+        return np.array([0.0 if d is None else 0.5 * 10.0**-d / s for d, s in zip(plain, scales, strict=True)])
+
+    @property
     def names(self) -> list[Any]:
         """Name of each column."""
         return list(self.schema.names)

@@ -55,6 +55,21 @@ class Margins(Fitted):
         beyond = low * (score - self.score[:, 0]).clamp(max=0) + high * (score - self.score[:, -1]).clamp(min=0)
         return self._within(score) + beyond
 
+    def scores(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest normal score (n, D) at which ``Q`` has that value: two where it repeats."""
+        sought, last = values.T.to(self.value).contiguous(), self.value.shape[1] - 1
+        edges = []
+        for right in (False, True):
+            at = torch.searchsorted(self.value, sought, right=right)
+            above = at.clamp(1, last)
+            low, high = self.value.gather(1, above - 1), self.value.gather(1, above)
+            share = torch.where(high > low, (sought - low) / (high - low).clamp(min=1e-300), float(right)).clamp(0, 1)
+            edges.append(torch.lerp(self.score.gather(1, above - 1), self.score.gather(1, above), share))
+        low, high = self._end_slopes[:, :, None].clamp(min=1e-12)
+        beyond = (sought - self.value[:, :1]).clamp(max=0) / low + (sought - self.value[:, -1:]).clamp(min=0) / high
+        beyond = beyond.clamp(-_LARGEST_SCORE, _LARGEST_SCORE)
+        return (edges[0] + beyond).T, (edges[1] + beyond).T
+
     def matched(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
         """``mu`` and ``sigma`` (n, D) of cells with that mean and standard deviation (n, D)."""
         grid = torch.linspace(-_FARTHEST, _FARTHEST, _STEPS, dtype=self.score.dtype, device=self.score.device)

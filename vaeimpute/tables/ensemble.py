@@ -18,6 +18,7 @@ from vaeimpute.gaussian.factor_analysis import ConditionalGaussian, FactorAnalys
 from vaeimpute.likelihoods.columns import ColumnLikelihoods
 from vaeimpute.likelihoods.margins import Margins
 from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
+from vaeimpute.tables.intervals import IntervalCalibration
 from vaeimpute.tables.models import JointVAE
 from vaeimpute.tables.row_posterior import N_DRAWS, RowPosterior
 from vaeimpute.tables.synthesis import SequentialTrees
@@ -56,6 +57,7 @@ class TableEnsemble(Ensemble):
         Of all columns; those of classes are not used.
     lattice : Lattice
         Where numbers stand.
+    calibration : IntervalCalibration
     stacking_weight : Tensor of shape (D,)
         Weight of the joint model in each column's expectation; the conditional one has the rest.
     rows, known : Tensor of shape (N, D)
@@ -81,10 +83,11 @@ class TableEnsemble(Ensemble):
         conditional: ClosedFormVAE | ClosedFormStack,
         margins: Margins,
         lattice: Lattice,
+        calibration: IntervalCalibration,
         **buffers: Tensor | None,
     ) -> None:
         super().__init__(joint, conditional, **buffers)
-        self.margins, self.lattice = margins, lattice
+        self.margins, self.lattice, self.calibration = margins, lattice, calibration
 
     @property
     def likelihoods(self) -> ColumnLikelihoods:
@@ -95,6 +98,14 @@ class TableEnsemble(Ensemble):
     def medians(self, values: Tensor, observed: Tensor) -> Tensor:
         margins = self.cell_margins(values, observed, self._given(values, observed))
         return self.lattice.nearest(self.margins.quantile(margins.mu))
+
+    @torch.no_grad()
+    def intervals(self, values: Tensor, observed: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        """Ends (n, D) of the intervals of numbers, calibrated on held-out cells."""
+        expectations, variance = self._predict(values, observed)
+        mu, sigma = self.margins.matched(self.likelihoods.point_estimates(expectations).double(), variance.sqrt())
+        low, high = self.calibration.ends(level)
+        return self.margins.quantile(mu + sigma * low), self.margins.quantile(mu + sigma * high)
 
     @torch.no_grad()
     def draw(self, values: Tensor, observed: Tensor, n_draws: int, seed: int) -> Tensor:
@@ -124,14 +135,19 @@ class TableEnsemble(Ensemble):
         """Margins of the cells of rows (n, D), of which the linear VAE says what is `given`."""
         likelihoods, first = self.likelihoods, self.likelihoods.first_features
         is_linear = self.is_linear | ~observed.any(1, keepdim=True)  # others have never met a row without cells
-        expectations, variance = self.conditional.cell_moments(values, observed)
-        if self.stacking_weight.any():
-            expectations = inference.expectations(self, values, observed)
+        expectations, variance = self._predict(values, observed)
         linear = likelihoods.gaussian_expectations(given.mean.to(values), 0.5 * given.variance.log().to(values))
         probabilities = torch.where(is_linear[:, likelihoods.expectation_columns], linear, expectations)
         mean = torch.where(is_linear, given.mean[:, first], likelihoods.point_estimates(expectations).double())
-        variance = torch.where(is_linear, given.variance[:, first], variance.double())
+        variance = torch.where(is_linear, given.variance[:, first], variance)
         return CellMargins(*self.margins.matched(mean, variance.sqrt()), probabilities.double())
+
+    def _predict(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Expectations (n, A), and the variance (n, D) of numbers in float64."""
+        expectations, variance = self.conditional.cell_moments(values, observed)
+        if self.stacking_weight.any():
+            expectations = inference.expectations(self, values, observed)
+        return expectations, variance.double()
 
     @cached_property
     def _posterior(self) -> RowPosterior:

@@ -19,6 +19,7 @@ from vaeimpute.tables.closed_form_fit import ClosedForm, fit_closed_form, fit_li
 from vaeimpute.tables.data import Table, cell_specs
 from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.ensemble_density import fit_ensemble_density
+from vaeimpute.tables.intervals import IntervalCalibration
 from vaeimpute.tables.models import JointVAE, Sizes
 from vaeimpute.tables.stacking import stacking_weight
 from vaeimpute.training.loop import Validation, fit_model, refit_model
@@ -31,6 +32,7 @@ _CLOSED_FORMS = 4  # of a full fit, each with other smoothers and other random f
 _DRAWS = 16  # of an evaluation
 _MIN_GAIN = 0.03  # in squared error, below which a column's margins are the linear VAE's
 _DRAWN_FLOOR = 1e-2  # largest noise floor of drawn parameters: that of classes serves guesses, and flattens draws
+_CALIBRATION_QUERIES = 1500  # at least, if there are so many
 _BLIND_SWEEPS = 8  # of a member's linear VAE, from that of all cells
 # Shares of a time budget: no further closed form begins after the first, no networks after the second, whose training
 # ends at the third; beyond the fourth, scores are calibrated on few rows.
@@ -130,12 +132,13 @@ def _fit_stages(
         history += more
     else:
         joint = _linear_joint(fits[0], [fits[0].start.fits[0].whole])
-    some = linear.rows[: defaults.DRAWN_ROWS]
+    some, margins = linear.rows[: defaults.DRAWN_ROWS], Margins.fit(table.values, table.observed)
     ensemble = TableEnsemble(
         joint,
         conditional,
-        Margins.fit(table.values, table.observed),
+        margins,
         Lattice.fit(table.values, table.observed, table.n_categories),
+        _calibrate_intervals(table, fits[0], margins),
         stacking_weight=weight,
         rows=table.values[some].double(),
         known=table.observed[some],
@@ -143,6 +146,17 @@ def _fit_stages(
         is_linear=_is_linear(fits, conditional.likelihoods.feature_columns),
     )
     return ensemble, history, fits[0]
+
+
+def _calibrate_intervals(table: Table, closed: ClosedForm, margins: Margins) -> IntervalCalibration:
+    """From what was made of held-out cells of numbers by fits that have not seen them."""
+    likelihoods = closed.model.likelihoods
+    first, step = likelihoods.first_features, max(1, len(closed.answers) // _CALIBRATION_QUERIES)
+    parts = closed.queries.held_out, closed.answers, closed.variance
+    held_out, mean, variance = (part[::step, first].double() for part in parts)
+    truth = table.values[closed.rows[closed.queries.row[::step]]]  # exact: values that repeat are to be told as such
+    held_out[:, likelihoods.class_columns] = 0
+    return IntervalCalibration.fit(margins, truth, held_out > 0, mean, variance.clamp(min=SMALLEST_VARIANCE).sqrt())
 
 
 def _is_linear(fits: list[ClosedForm], columns: Tensor) -> Tensor:
