@@ -17,8 +17,8 @@ _FARTHEST = 6.0  # score that counts: a value at the end of a column reaches to 
 class IntervalCalibration(Fitted):
     """Normal scores at which the interval of a cell ``Q(mu + sigma t)`` must end, for each column and level.
 
-    Where a normal ``t`` would end at a quantile of the normal, the held-out cells' own is taken (split conformal: Lei et
-    al., JASA 2018, with both tails apart, and pulled to that of all columns).
+    Where a normal ``t`` would end at a quantile of the normal, the held-out cells' own is taken (split conformal: Lei
+    et al., JASA 2018), both tails apart, and pulled to that of all columns.
 
     Attributes
     ----------
