@@ -44,7 +44,7 @@ class Margins(Fitted):
     def fit(cls, values: Tensor, observed: Tensor) -> Margins:
         """Learn from cells (n, D)."""
         columns = [_knots(values[observed[:, j], j].double().cpu()) for j in range(values.shape[1])]
-        longest = max(len(score) for score, _ in columns)
+        longest = max(2, *(len(score) for score, _ in columns))
         padded = [[torch.cat([part, part[-1:].expand(longest - len(part))]) for part in knots] for knots in columns]
         score, value = (torch.stack(part).to(values.device) for part in zip(*padded, strict=True))
         return cls(score=score, value=value)
