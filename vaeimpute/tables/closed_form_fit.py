@@ -32,6 +32,7 @@ _MIN_GAIN = 0.01  # a smoother that lowers the error by less is noise: an exactl
 _REFILL = 0.5  # of the steps, after which the reference rows are filled by the smoothers
 _PSEUDO_VARIANCES, _NEWTON_STEPS = 3.0, 15
 _LONGEST_STEP, _LARGEST_POWER = 0.5, 3.0
+_MANY_FEATURES = 2  # a column, from which on it pays that they are observed together
 
 Report = Callable[[str, int, float, float], None]  # stage, steps, error, error in units of the linear VAEs'
 
@@ -130,7 +131,8 @@ def fit_linear_stage(
     weight = (1 / torch.bincount(columns)[columns]).to(x)
     queries, fold = hide_each_cell_once(x, observed, columns, defaults.n_queries(x.shape[1]), generator)
     few = queries.some(defaults.n_judged(x.shape[1]), generator)
-    start = fit_linear_start(x, known, fold, queries.at(few), likelihoods.noise_floor().to(x), weight, budget)
+    shared = columns if len(columns) > _MANY_FEATURES * observed.shape[1] else None
+    start = fit_linear_start(x, known, fold, queries.at(few), likelihoods.noise_floor().to(x), weight, budget, shared)
     return LinearStage(rows, fold, x, known, weight, queries, few, start)
 
 
@@ -173,7 +175,7 @@ def fit_closed_form(
         n_steps = min(defaults.smoother_steps(*x.shape), max_iter or sys.maxsize)
         n_reference_in_step = defaults.n_reference_in_step(x.shape[1])
         training = SmootherTraining(
-            queries, given, place, half, backbones, weight, n_steps, n_reference_in_step, generator
+            queries, given, place, half, backbones, weight, model.layout, n_steps, n_reference_in_step, generator
         )
         taken = _train_smoothers(model, training, budget)
         with torch.no_grad():
