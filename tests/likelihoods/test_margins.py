@@ -81,7 +81,9 @@ def test_the_quantile_function_of_the_standard_normal_gives_back_the_column(colu
     assert drawn.std().item() == pytest.approx(column.std().item(), rel=0.06)
 
 
-@pytest.mark.parametrize(("name", "value"), [("zeros", 0.0), ("ceiling", 1.0), *(("listed", v) for v in (-1, 0, 0.7, 4))])
+@pytest.mark.parametrize(
+    ("name", "value"), [("zeros", 0.0), ("ceiling", 1.0), *(("listed", v) for v in (-1, 0, 0.7, 4))]
+)
 def test_values_that_repeat_have_their_frequency(name, value):
     """In the quantile function, and where no more than the column's own moments is known."""
     column = COLUMNS[name](torch.Generator().manual_seed(0))
@@ -223,7 +225,8 @@ def test_columns_do_not_depend_on_their_company_nor_on_missing_cells():
     for j, column in enumerate(columns):
         alone = margins_of(column)
         torch.testing.assert_close(
-            together.quantile(score.unsqueeze(1).expand(-1, len(columns)))[:, j], alone.quantile(score.unsqueeze(1))[:, 0]
+            together.quantile(score.unsqueeze(1).expand(-1, len(columns)))[:, j],
+            alone.quantile(score.unsqueeze(1))[:, 0],
         )
         part = Margins.fit(torch.where(observed, column, 1e3).unsqueeze(1), observed.unsqueeze(1))
         torch.testing.assert_close(

@@ -121,4 +121,7 @@ def test_few_rows_are_drawn_from_all_of_them(rng, n):
     drawn = trees(*rows.T).sample(uniform(200, 2))
     assert (drawn >= rows.min(0)).all()
     assert (drawn <= rows.max(0)).all()
-    assert trees(rows[:, 0]).sample(np.array([[0.0], [1 - 1e-16]]))[:, 0].tolist() == [rows[:, 0].min(), rows[:, 0].max()]
+    assert trees(rows[:, 0]).sample(np.array([[0.0], [1 - 1e-16]]))[:, 0].tolist() == [
+        rows[:, 0].min(),
+        rows[:, 0].max(),
+    ]
