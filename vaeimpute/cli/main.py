@@ -170,7 +170,7 @@ def _long(frame: pd.DataFrame, filled: pd.DataFrame, low: pd.DataFrame, high: pd
         rows = (frame[name].isna() & low[name].notna()).to_numpy().nonzero()[0]
         ends = {"low": low[name].iloc[rows].array, "high": high[name].iloc[rows].array}
         parts.append(pd.DataFrame({"row": rows + 1, "column": name, "value": filled[name].iloc[rows].array, **ends}))
-    long = pd.concat([part.astype({key: object for key in ("value", "low", "high")}) for part in parts])
+    long = pd.concat([part.astype(dict.fromkeys(("value", "low", "high"), object)) for part in parts])
     return long.sort_values("row", kind="stable")
 
 
