@@ -14,7 +14,7 @@ import click
 import numpy as np
 import pandas as pd
 
-from benchmarks import anomaly, images, m3, pooling
+from benchmarks import anomaly, images, m3, pooling, synthesis
 from benchmarks.markdown import markdown
 from benchmarks.pictures import CASE, by_case, draw_pictures, most_finished
 from benchmarks.run import KEY, RESULTS, TASKS, read_lines
@@ -253,6 +253,8 @@ def write_report(files: list[Path], readme: Path) -> str:
         page = _with_section(page, "m3", m3.report(own), readme)
     if "<!-- pooling:begin -->" in page and (own := [line for line in lines if line.get("task") == pooling.TASK]):
         page = _with_section(page, "pooling", pooling.report(own), readme)
+    if "<!-- synthesis:begin -->" in page and (own := [line for line in lines if line.get("task") == synthesis.TASK]):
+        page = _with_section(page, "synthesis", synthesis.report(own), readme)
     readme.parent.mkdir(parents=True, exist_ok=True)
     readme.write_text(page)
     return generated

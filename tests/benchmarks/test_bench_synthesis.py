@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
+from bench_toys import invoke, lines_of
 
+from benchmarks import report, synthesis
 from benchmarks import synthesis_scores as scores
+from benchmarks.peer_synthesizers import SYNTHESIZERS, Synthesizer
+from benchmarks.run import main as run_command
 
 COLOURS = pd.CategoricalDtype(["blue", "green", "red", "white"])
 
@@ -103,3 +109,97 @@ def test_exact_copies_are_counted():
     mixed = pd.concat([train[:10], rows(30, 1)])
     assert scores.exact_copies(train, mixed) == 0.25
     assert scores.exact_copies(train, mixed.assign(x=mixed["x"] + 1e-6)) == 0
+
+
+@pytest.mark.parametrize("method", ["training-rows", "independent", "copula"])
+def test_a_method_gives_rows_like_those_it_learnt(method):
+    train = rows(300, 0)
+    sample = SYNTHESIZERS[method].fit(train, 0)
+    drawn = sample(300)
+    synthesis.check_rows(drawn, train)
+    assert all(drawn[name].isin(set(train[name])).all() for name in train)
+    assert scores.column_shapes(train, drawn) > 0.9
+
+
+def test_independent_columns_lose_correlations_and_a_copula_keeps_them():
+    train = rows(1000, 0)
+    kept, lost = (SYNTHESIZERS[method].fit(train, 0)(1000) for method in ("copula", "independent"))
+    truth = train[["x", "y"]].corr().iloc[0, 1]
+    assert abs(kept[["x", "y"]].corr().iloc[0, 1] - truth) < 0.05
+    assert abs(lost[["x", "y"]].corr().iloc[0, 1]) < 0.1
+    assert scores.column_pairs(train, lost) < scores.column_pairs(train, kept)
+
+
+def test_halves_share_no_row_and_depend_on_the_seed(toy):
+    train, test = synthesis.halves(toy, 100, 0)
+    assert len(train) == len(test) == 29  # of 59 complete rows
+    assert not set(train["x"]) & set(test["x"])
+    assert set(train["x"]) != set(synthesis.halves(toy, 100, 1)[0]["x"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda X: X.rename(columns={"x": "z"}), "columns"),
+        (lambda X: X.assign(n=X["n"].astype(int)), "types"),
+        (lambda X: X[1:], "19 complete rows, not 20"),
+        (lambda X: X.assign(x=np.nan), "0 complete rows, not 20"),
+    ],
+)
+def test_rows_unlike_those_learnt_are_an_error(change, message):
+    train = rows(20, 0)
+    with pytest.raises(ValueError, match=message):
+        synthesis.check_rows(change(train), train)
+
+
+def test_the_command_resumes_and_a_method_that_fails_ends_nothing(toy, tmp_path, monkeypatch):
+    pytest.importorskip("lightgbm")
+    out = tmp_path / "new" / "synthesis.jsonl"
+
+    def run(methods: str) -> str:
+        return invoke(run_command, "--task", "synthesis", "--tables", toy, "--methods", methods, "--out", out)
+
+    run("training-rows")
+    (line,) = lines_of(out)
+    assert (line["task"], line["table"], line["rows"], line["split"]) == ("synthesis", toy, 29, "held-out")
+    assert (line["ratio_trees"], line["exact_copies"], line["near_copies"]) == (1, 1, 1)
+    assert {"auc", "errors", "fit_seconds", "sample_seconds", "versions"} < set(line)
+
+    first = out.read_text()
+    monkeypatch.setitem(SYNTHESIZERS, "absent", Synthesizer(None, imports=("no_such_package",)))
+    monkeypatch.setitem(SYNTHESIZERS, "broken", Synthesizer(lambda X, seed: lambda n: X[:1]))
+    assert "2 lines failed" in run("absent,broken,training-rows")
+    assert out.read_text().startswith(first)
+    assert [line["error"] for line in lines_of(out)[1:]] == [
+        "absent needs the package no_such_package, see benchmarks/README.md.",
+        "ValueError: the method gave 1 complete rows, not 29.",
+    ]
+
+
+def made(table: str, method: str, **rest) -> dict:
+    line = dict.fromkeys(synthesis.SCORES, 0.5) | dict(
+        zip(synthesis.KEY, ("synthesis", table, 9, 0, method), strict=True)
+    )
+    return line | {"split": "tuning", "rows": 10, "columns": 3} | rest
+
+
+def test_the_report_shows_the_tables_between_its_markers(tmp_path):
+    out, readme = tmp_path / "synthesis.jsonl", tmp_path / "README.md"
+    lines = [
+        made("one", "a", auc=0.6, ratio_trees=1.0),
+        made("two", "a", auc=0.8, ratio_trees=4.0),
+        made("one", "b", auc=0.9),
+        made("two", "b", auc=0.5),
+        made("two", "b", auc=0.55),  # replaces the one before
+        made("three", "a", auc=0.0),  # b is missing there
+        made("three", "b", error="ValueError: no"),
+    ]
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    readme.write_text(report.TEMPLATE + "\n<!-- synthesis:begin -->\nNo results yet.\n<!-- synthesis:end -->\n")
+    invoke(report.main, "--results", out, "--readme", readme)
+    page = readme.read_text()
+    assert "**Synthetic rows, tuning tables** (one 20×3, two 20×3)" in page
+    assert "| a | 0.700 | 2.000 |" in page  # the ratios' geometric mean
+    assert page.index("| a | 0.700") < page.index("| b | 0.725")
+    assert "| three 20×3 | 0.000 |  |" in page
+    assert "Failed: b on three, seed 0: ValueError: no" in page
