@@ -63,7 +63,7 @@ def copula(X: pd.DataFrame, seed: int) -> Sample:
 def tvae(X: pd.DataFrame, seed: int, n_steps: int = 1000) -> Sample:
     """TVAE (Xu et al. 2019) by the package ctgan at its defaults, but for at least 1,000 steps.
 
-    Its 300 epochs of fewer than 500 rows are 300 steps; 1,000 are better in every score but the near copies.
+    Its 300 epochs of fewer than 500 rows are 300 steps; on heart_cleveland 1,000 were better in all but near copies.
     """
     from ctgan import TVAE
 

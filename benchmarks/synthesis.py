@@ -168,8 +168,7 @@ def report(lines: list[dict]) -> str:
         return "No results yet."
     frame = pd.DataFrame(own)
     frame["table"] += " " + (2 * frame["rows"]).astype(str) + "×" + frame["columns"].astype(str)
-    finished = frame[frame.groupby(["table", "seed"])["method"].transform("nunique") == frame["method"].nunique()]
-    parts = [_summary(split, part) for split, part in finished.groupby("split")]
+    parts = [_summary(split, part) for split, part in frame.groupby("split")]
     parts += [_by_table(score, frame) for score in BY_TABLE]
     done = set(map(_key_of, own))
     failed = {_key_of(line): line["error"] for line in lines if "error" in line and _key_of(line) not in done}
@@ -178,11 +177,16 @@ def report(lines: list[dict]) -> str:
 
 
 def _summary(split: str, part: pd.DataFrame) -> str:
-    """Means of every score, geometric of the ratios; best AUC first."""
+    """Means of every score, geometric of the ratios, best AUC first; of methods that finished all that anyone did."""
+    finished = part.groupby("method").size()
+    short = finished[finished < finished.max()]
+    part = part[~part["method"].isin(short.index)]
     means = part.groupby("method")[list(SCORES)].mean()
     means[RATIOS] = np.exp(np.log(part.set_index("method")[RATIOS]).groupby("method").mean())
     grid = means.sort_values("auc").rename(columns=SCORES)
+    left_out = ", ".join(f"{method} ({n} of {finished.max()} cases)" for method, n in short.items())
     title = f"**Synthetic rows, {split} tables** ({', '.join(sorted(set(part['table'])))})"
+    title += f"; not in these means: {left_out}" if left_out else ""
     return f"{title}\n\n{markdown(grid, SECONDS, default='.3f')}"
 
 

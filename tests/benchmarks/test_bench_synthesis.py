@@ -188,18 +188,18 @@ def test_the_report_shows_the_tables_between_its_markers(tmp_path):
     lines = [
         made("one", "a", auc=0.6, ratio_trees=1.0),
         made("two", "a", auc=0.8, ratio_trees=4.0),
-        made("one", "b", auc=0.9),
+        made("one", "b", auc=0.3),
         made("two", "b", auc=0.5),
         made("two", "b", auc=0.55),  # replaces the one before
-        made("three", "a", auc=0.0),  # b is missing there
-        made("three", "b", error="ValueError: no"),
+        made("one", "c", auc=0.1),
+        made("two", "c", error="ValueError: no"),
     ]
     out.write_text("".join(json.dumps(line) + "\n" for line in lines))
     readme.write_text(report.TEMPLATE + "\n<!-- synthesis:begin -->\nNo results yet.\n<!-- synthesis:end -->\n")
     invoke(report.main, "--results", out, "--readme", readme)
     page = readme.read_text()
-    assert "**Synthetic rows, tuning tables** (one 20×3, two 20×3)" in page
+    assert "**Synthetic rows, tuning tables** (one 20×3, two 20×3); not in these means: c (1 of 2 cases)\n" in page
     assert "| a | 0.700 | 2.000 |" in page  # the ratios' geometric mean
-    assert page.index("| a | 0.700") < page.index("| b | 0.725")
-    assert "| three 20×3 | 0.000 |  |" in page
-    assert "Failed: b on three, seed 0: ValueError: no" in page
+    assert page.index("| b | 0.425") < page.index("| a | 0.700")
+    assert "| two 20×3 | 0.800 | 0.550 |  |" in page
+    assert "Failed: c on two, seed 0: ValueError: no" in page
