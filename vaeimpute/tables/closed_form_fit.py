@@ -111,7 +111,13 @@ class LinearStage(NamedTuple):
 
 
 def fit_linear_stage(
-    values: Tensor, observed: Tensor, specs: list[CellSpec], *, budget: TimeBudget, generator: Generator
+    values: Tensor,
+    observed: Tensor,
+    specs: list[CellSpec],
+    *,
+    budget: TimeBudget,
+    generator: Generator,
+    repeats: int = 1,
 ) -> LinearStage:
     """Fit the linear start to cells (n, D), of whose rows at most `defaults.EM_ROWS` are looked at.
 
@@ -122,6 +128,8 @@ def fit_linear_stage(
     specs : list of CellSpec
     budget : TimeBudget
     generator : Generator
+    repeats : int
+        How much more often rows are asked than they are by default.
     """
     rows = torch.randperm(len(values), device=values.device, generator=generator)[: defaults.EM_ROWS]
     likelihoods = ColumnLikelihoods(specs).to(values.device, values.dtype)
@@ -129,8 +137,8 @@ def fit_linear_stage(
     known = observed[:, columns]
     x = torch.where(known, likelihoods.features(values[rows]), 0)
     weight = (1 / torch.bincount(columns)[columns]).to(x)
-    queries, fold = hide_each_cell_once(x, observed, columns, defaults.n_queries(x.shape[1]), generator)
-    few = queries.some(defaults.n_judged(x.shape[1]), generator)
+    queries, fold = hide_each_cell_once(x, observed, columns, defaults.n_queries(x.shape[1]), generator, repeats)
+    few = queries.some(defaults.n_judged(x.shape[1], repeats), generator)
     shared = columns if len(columns) > _MANY_FEATURES * observed.shape[1] else None
     start = fit_linear_start(x, known, fold, queries.at(few), likelihoods.noise_floor().to(x), weight, budget, shared)
     return LinearStage(rows, fold, x, known, weight, queries, few, start)

@@ -115,7 +115,8 @@ def _fit_stages(
             budget.interrupted = True
 
     generator = make_generator(seed, values.device)
-    linear = fit_linear_stage(values, table.observed, specs, budget=budget, generator=generator)
+    repeats = defaults.FULL_REPEATS if effort == "full" else 1
+    linear = fit_linear_stage(values, table.observed, specs, budget=budget, generator=generator, repeats=repeats)
     fits: list[ClosedForm] = []
     options: dict[str, Any] = {"max_iter": max_iter, "budget": budget, "report": report}
     for k in range(_CLOSED_FORMS if effort == "full" else 1):
