@@ -87,13 +87,20 @@ def _complete(values: Tensor, observed: Tensor, z: Tensor, model: FactorAnalysis
 
 
 def _draw_given_all(x: Tensor, z1: Tensor, psi: Tensor, floor: Tensor, generator: Generator) -> FactorAnalysis:
-    """Loadings and offsets of all columns, their noise, and the latent's covariance, which goes into the loadings."""
+    """Loadings of all columns, their noise, the latent's covariance, which goes into the loadings, and the offsets.
+
+    The offsets are drawn without the latents, which come next: given them, where noise is small, they would not move.
+    """
     moments, target = z1.T @ z1, x.T @ z1
     coef = _draw_regressions(moments, target, psi, generator)
     residual = x.square().sum(0) - 2 * (coef * target).sum(1) + ((coef @ moments) * coef).sum(1)
     shape = torch.full_like(psi, (len(x) + 1) / 2)
     psi = (residual.clamp(min=0) + floor) / (2 * torch._standard_gamma(shape, generator=generator))
-    return FactorAnalysis(coef[:, :-1] @ _draw_latent_root(moments, generator), coef[:, -1], torch.maximum(psi, floor))
+    psi = torch.maximum(psi, floor)
+    W = coef[:, :-1] @ _draw_latent_root(moments, generator)
+    noise = _normal(psi.new_empty(sum(W.shape)), generator)
+    error = W @ noise[: W.shape[1]] + psi.sqrt() * noise[W.shape[1] :]
+    return FactorAnalysis(W, x.mean(0) + error / len(x) ** 0.5, psi)
 
 
 def _draw_regressions(moments: Tensor, target: Tensor, psi: Tensor, generator: Generator) -> Tensor:

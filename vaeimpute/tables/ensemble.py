@@ -104,7 +104,7 @@ class TableEnsemble(Ensemble):
         """Ends (n, D) of the intervals of numbers, calibrated on held-out cells."""
         expectations, variance = self._predict(values, observed)
         mu, sigma = self.margins.matched(self.likelihoods.point_estimates(expectations).double(), variance.sqrt())
-        low, high = self.calibration.ends(level)
+        low, high = self.calibration.ends(level, self.margins)
         return self.margins.quantile(mu + sigma * low), self.margins.quantile(mu + sigma * high)
 
     @torch.no_grad()

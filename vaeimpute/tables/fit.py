@@ -32,7 +32,7 @@ _CLOSED_FORMS = 4  # of a full fit, each with other smoothers and other random f
 _DRAWS = 16  # of an evaluation
 _MIN_GAIN = 0.03  # in squared error, below which a column's margins are the linear VAE's
 _DRAWN_FLOOR = 1e-2  # largest noise floor of drawn parameters: that of classes serves guesses, and flattens draws
-_CALIBRATION_QUERIES = 1500  # at least, if there are so many
+_CALIBRATION_QUERIES, _CALIBRATION_CELLS = 2000, 250_000  # at most, that calibrate intervals
 _BLIND_SWEEPS = 8  # of a member's linear VAE, from that of all cells
 # Shares of a time budget: no further closed form begins after the first, no networks after the second, whose training
 # ends at the third; beyond the fourth, scores are calibrated on few rows.
@@ -133,13 +133,13 @@ def _fit_stages(
         history += more
     else:
         joint = _linear_joint(fits[0], [fits[0].start.fits[0].whole])
-    some, margins = linear.rows[: defaults.DRAWN_ROWS], Margins.fit(table.values, table.observed)
+    some = linear.rows[: defaults.DRAWN_ROWS]
     ensemble = TableEnsemble(
         joint,
         conditional,
-        margins,
+        Margins.fit(table.values, table.observed),
         Lattice.fit(table.values, table.observed, table.n_categories),
-        _calibrate_intervals(table, fits[0], margins),
+        _interval_calibration(table, fits[0]),
         stacking_weight=weight,
         rows=table.values[some].double(),
         known=table.observed[some],
@@ -149,15 +149,19 @@ def _fit_stages(
     return ensemble, history, fits[0]
 
 
-def _calibrate_intervals(table: Table, closed: ClosedForm, margins: Margins) -> IntervalCalibration:
-    """From what was made of held-out cells of numbers by fits that have not seen them."""
-    likelihoods = closed.model.likelihoods
-    first, step = likelihoods.first_features, max(1, len(closed.answers) // _CALIBRATION_QUERIES)
-    parts = closed.queries.held_out, closed.answers, closed.variance
-    held_out, mean, variance = (part[::step, first].double() for part in parts)
-    truth = table.values[closed.rows[closed.queries.row[::step]]]  # exact: values that repeat are to be told as such
-    held_out[:, likelihoods.class_columns] = 0
-    return IntervalCalibration.fit(margins, truth, held_out > 0, mean, variance.clamp(min=SMALLEST_VARIANCE).sqrt())
+def _interval_calibration(table: Table, closed: ClosedForm) -> IntervalCalibration:
+    """What was made of held-out cells of numbers by fits that have not seen them."""
+    likelihoods, queries = closed.model.likelihoods, closed.queries
+    most = min(_CALIBRATION_QUERIES, _CALIBRATION_CELLS // len(likelihoods.specs))
+    first, some = likelihoods.first_features, slice(None, None, -(-len(queries.row) // max(most, 1)))
+    held_out = queries.held_out[some, first] > 0
+    held_out[:, likelihoods.class_columns] = False
+    return IntervalCalibration(
+        truth=table.values[closed.rows[queries.row[some]]].double(),  # exact: values that repeat are to be told as such
+        held_out=held_out,
+        mean=closed.answers[some, first],
+        deviation=closed.variance[some, first].clamp(min=SMALLEST_VARIANCE).sqrt(),
+    )
 
 
 def _is_linear(fits: list[ClosedForm], columns: Tensor) -> Tensor:

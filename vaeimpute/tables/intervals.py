@@ -22,33 +22,44 @@ class IntervalCalibration(Fitted):
 
     Attributes
     ----------
-    tails : Tensor of shape (2, D, P)
-        Quantiles of the held-out scores below and above, for the tail probabilities in ``_TAILS``.
+    truth : Tensor of shape (Q, D), in float64
+        Training rows.
+    held_out : bool Tensor of shape (Q, D)
+        Which of their cells were hidden.
+    mean, deviation : Tensor of shape (Q, D)
+        What was then predicted.
     """
 
-    tails: Tensor
+    truth: Tensor
+    held_out: Tensor
+    mean: Tensor
+    deviation: Tensor
 
-    buffer_names = ("tails",)
+    buffer_names = ("truth", "held_out", "mean", "deviation")
 
-    @classmethod
-    def fit(
-        cls, margins: Margins, truth: Tensor, held_out: Tensor, mean: Tensor, deviation: Tensor
-    ) -> IntervalCalibration:
-        """Learn from held-out cells: their values, and what was predicted, all (Q, D)."""
-        mu, sigma = margins.matched(mean, deviation)
-        scores = (((score - mu) / sigma.clamp(min=1e-9)) for score in margins.scores(truth))
+    def __init__(self, **buffers: Tensor | None) -> None:
+        super().__init__(**buffers)
+        self._tails: Tensor | None = None
+
+    def ends(self, level: float, margins: Margins) -> tuple[Tensor, Tensor]:
+        """Scores (D,) where intervals of that level end; beyond the kept tails as much farther as a normal's."""
+        if self._tails is None:  # two threads may both make them: they make the same
+            self._tails = self._quantiles_of_tails(margins)
+        tails = self._tails
+        grid, at = torch.special.ndtri(torch.tensor([*_TAILS, (1 - level) / 2]).to(tails)).split([len(_TAILS), 1])
+        i = int((grid < at).sum().clamp(1, len(_TAILS) - 1))
+        share = ((at - grid[i - 1]) / (grid[i] - grid[i - 1])).clamp(min=0)
+        ends = torch.lerp(tails[..., i - 1], tails[..., i], share) * (at / grid[0]).clamp(min=1)
+        return ends[0], ends[1]
+
+    def _quantiles_of_tails(self, margins: Margins) -> Tensor:
+        """Of the held-out scores below and above, for the tail probabilities in ``_TAILS``, (2, D, P)."""
+        mu, sigma = margins.matched(self.mean.double(), self.deviation.double())
+        scores = (((score - mu) / sigma.clamp(min=1e-9)) for score in margins.scores(self.truth))
         below, above = (score.clamp(-_FARTHEST, _FARTHEST) for score in scores)
         tail = torch.tensor(_TAILS).to(mu)
         # the lower end must lie below a repeated value's upper edge, the upper end above its lower one
-        return cls(tails=torch.stack([_quantiles(above, held_out, tail), _quantiles(below, held_out, 1 - tail)]))
-
-    def ends(self, level: float) -> tuple[Tensor, Tensor]:
-        """Scores (D,) where intervals of that level end; beyond the kept tails as much farther as a normal's."""
-        grid, at = torch.special.ndtri(torch.tensor([*_TAILS, (1 - level) / 2]).to(self.tails)).split([len(_TAILS), 1])
-        i = int((grid < at).sum().clamp(1, len(_TAILS) - 1))
-        share = ((at - grid[i - 1]) / (grid[i] - grid[i - 1])).clamp(min=0)
-        ends = torch.lerp(self.tails[..., i - 1], self.tails[..., i], share) * (at / grid[0]).clamp(min=1)
-        return ends[0], ends[1]
+        return torch.stack([_quantiles(above, self.held_out, tail), _quantiles(below, self.held_out, 1 - tail)])
 
 
 def _quantiles(scores: Tensor, held_out: Tensor, probability: Tensor) -> Tensor:
