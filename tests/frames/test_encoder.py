@@ -429,3 +429,18 @@ def test_where_there_are_no_errors_a_robust_scale_is_the_plain_one():
     robust, again = TableEncoder.fit_encode(clean, kinds={"wage": "positive"}, robust=True)
     assert robust == encoder
     np.testing.assert_array_equal(again.values, encoded.values)
+
+
+def test_numbers_in_the_users_unit_and_back():
+    X = pd.DataFrame(
+        {"real": [0.1, 2.5, -3.0], "share": [0.0, 1.0, 1.0], "count": [0, 7, 12], "new": [True, False, True]}
+    )
+    X["long"] = [1e-3, 1.0, 5e4]
+    encoder = TableEncoder.fit(X, kinds={"long": "positive"})
+    values = encoder.encode(X).values
+    for j, name in enumerate(X):
+        numbers = encoder.numbers(values[:, j], j)
+        np.testing.assert_allclose(numbers, X[name].to_numpy(float), rtol=1e-12)
+        np.testing.assert_allclose(encoder.standardised(numbers, j), values[:, j], atol=1e-12)
+    assert set(encoder.numbers(values[:, 1], 1)) == {0.0, 1.0}  # exactly
+    assert np.isfinite(encoder.standardised(np.array([-5.0, 0.0]), 4)).all()

@@ -108,6 +108,21 @@ def repeated(X: Any, times: int) -> Any:
     return nw.concat([nw.from_native(X, eager_only=True)] * times).to_native()
 
 
+def rows_of(X: Any, rows: NDArray) -> Any:
+    """Some rows of X, by their positions."""
+    return nw.from_native(X, eager_only=True)[rows.tolist()].to_native() if is_frame(X) else X[rows]
+
+
+def without(X: Any, position: int) -> Any:
+    """A frame without the column at a position; an array with NaN in it, so that its others keep their places."""
+    if is_frame(X):
+        frame = nw.from_native(X, eager_only=True)  # by position: names need not be strings
+        return frame[:, [j for j in range(len(frame.columns)) if j != position]].to_native()
+    hidden = X.astype(object if X.dtype.kind == "O" else float)
+    hidden[:, position] = np.nan
+    return hidden
+
+
 def replaced(frame: nw.DataFrame | ArrayFrame | PandasFrame, columns: Mapping[Any, Any]) -> Any:
     """The user's own frame or array with other columns in place of some of its own; the original stays as it is."""
     if isinstance(frame, nw.DataFrame):

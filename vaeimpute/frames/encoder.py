@@ -235,6 +235,20 @@ class TableEncoder:
         """Which columns hold numbers, and not categories, (D,)."""
         return np.array(self.n_categories) == 0
 
+    def numbers(self, values: NDArray[np.float64], j: int) -> NDArray[np.float64]:
+        """Observed cells (n,) of column j as `encode` gave them, in the user's unit; classes as codes."""
+        column = self.schema.columns[j]
+        numbers = values * column.scale + column.center
+        numbers = np.exp(numbers) if column.kind is Kind.POSITIVE else numbers
+        return numbers if column.decimals is None else np.round(numbers, column.decimals)  # what the scale has lost
+
+    def standardised(self, numbers: NDArray[np.float64], j: int) -> NDArray[np.float64]:
+        """The inverse of `numbers`; of positive columns, what is not above zero is as little as can be."""
+        column = self.schema.columns[j]
+        if column.kind is Kind.POSITIVE:
+            numbers = np.log(np.maximum(numbers, max(column.minimum / 1000, np.finfo(float).tiny)))
+        return (numbers - column.center) / column.scale
+
     def log_jacobian(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """``log |d value / d cell|`` of each number (n, D), in the user's unit; zero for categories."""
         out = np.zeros_like(values)

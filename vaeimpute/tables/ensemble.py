@@ -112,16 +112,16 @@ class TableEnsemble(Ensemble):
         """Completed rows (n_draws, n, D) in float64; draw k has the same parameters whatever the rows."""
         out = values.double().expand(n_draws, -1, -1).clone()
         keys = row_keys(values, observed)
-        which = torch.randperm(N_DRAWS, generator=make_generator(seed)).tolist()
+        which = _order(seed)
         for rows in row_slices(len(values), self.conditional.numbers_per_row(1)):
             v, o = values[rows], observed[rows]
             given = self._given(v, o)
             margins = self.cell_margins(v, o, given)
-            x, visible = self._features(v, o)
+            x, visible = self.features(v, o)
             for k in range(n_draws):
                 noise = row_normal(keys[rows], self._posterior.n_noise, seed, k)
                 t = self._posterior.deviates(x, visible, given, which[k % N_DRAWS], noise)
-                out[k, rows] = torch.where(o, v.double(), self._cells(margins, t))
+                out[k, rows] = torch.where(o, v.double(), self._cells(margins, t, self._posterior.variance.sqrt()))
         return out
 
     @torch.no_grad()
@@ -149,10 +149,23 @@ class TableEnsemble(Ensemble):
             expectations = inference.expectations(self, values, observed)
         return expectations, variance.double()
 
+    def parameters_of_draw(self, number: int, seed: int) -> FactorAnalysis:
+        """What `draw` draws table `number` with."""
+        which = _order(seed)[number % N_DRAWS]
+        return FactorAnalysis(*(part[which] for part in self._posterior.draws))
+
+    def linear_cells(self, given: ConditionalGaussian, t: Tensor) -> Tensor:
+        """Cells (K, n, D) at deviates (K, n, F) from what some linear VAE says of rows, all by its margins."""
+        likelihoods, first = self.likelihoods, self.likelihoods.first_features
+        probabilities = likelihoods.gaussian_expectations(given.mean, 0.5 * given.variance.log())
+        matched = self.margins.matched(given.mean[:, first], given.variance[:, first].sqrt())
+        margins = CellMargins(*(part.repeat(len(t), 1) for part in (*matched, probabilities)))
+        return self._cells(margins, t.flatten(0, 1), torch.ones_like(self.floor).double()).unflatten(0, t.shape[:2])
+
     @cached_property
     def _posterior(self) -> RowPosterior:
         """Two threads may both make it: they make the same."""
-        x, known = self._features(self.rows.to(self.stacking_weight), self.known)
+        x, known = self.features(self.rows.to(self.stacking_weight), self.known)
         start = FactorAnalysis(*(part[0] for part in self.joint.backbone))
         return RowPosterior(x, known, start, self.floor, _SEED)
 
@@ -162,16 +175,17 @@ class TableEnsemble(Ensemble):
         rows = torch.where(self.known, self.rows, completed).cpu().numpy()
         return SequentialTrees(rows, self.likelihoods.class_columns, _SEED)
 
-    def _features(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (n, F) of rows (n, D), and which are observed."""
         visible = observed[:, self.likelihoods.feature_columns]
         return torch.where(visible, self.likelihoods.features(values), 0), visible
 
     def _given(self, values: Tensor, observed: Tensor) -> ConditionalGaussian:
-        return self._posterior.given(*self._features(values, observed))
+        return self._posterior.given(*self.features(values, observed))
 
-    def _cells(self, margins: CellMargins, t: Tensor) -> Tensor:
-        """Cells (n, D) whose normal scores are the deviates (n, F)."""
-        likelihoods, scatter = self.likelihoods, self._posterior.variance.sqrt()
+    def _cells(self, margins: CellMargins, t: Tensor, scatter: Tensor) -> Tensor:
+        """Cells (n, D) whose normal scores are the deviates (n, F), which parameters scatter (F,)."""
+        likelihoods = self.likelihoods
         own = likelihoods.first_features
         # of a linear margin, what parameters leave open is part of the draw; others were judged with it
         t_numbers = t[:, own] / torch.where(self.is_linear, 1, scatter[own])
@@ -181,6 +195,11 @@ class TableEnsemble(Ensemble):
             p = margins.probabilities[:, likelihoods.expectation_columns == j]
             cells[:, j] = _classes(p, uniform[:, likelihoods.feature_columns == j])
         return cells
+
+
+def _order(seed: int) -> list[int]:
+    """Which of the posterior's parameters each draw has."""
+    return torch.randperm(N_DRAWS, generator=make_generator(seed)).tolist()
 
 
 def _classes(probabilities: Tensor, uniform: Tensor) -> Tensor:
