@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -15,12 +16,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from vaeimpute.anomaly.density import FittedModels
 from vaeimpute.estimators._base import BaseVAE
+from vaeimpute.estimators._domains import Covariates
+from vaeimpute.estimators._outcome import CompatibleDraws
 from vaeimpute.estimators._sklearn_compat import Interval, StrOptions, check_feature_names_in, get_output_config
 from vaeimpute.estimators._uncertainty import UncertainVAE
 from vaeimpute.estimators._validation import check_positive
 from vaeimpute.frames.containers import selected
 from vaeimpute.frames.encoded import Encoded
-from vaeimpute.training.runtime import progress
+from vaeimpute.outcomes.outcome import Outcome
+from vaeimpute.training.runtime import draw_seed, progress
 from vaeimpute.vae import inference
 
 
@@ -180,7 +184,12 @@ class VAEImputer(TransformerMixin, UncertainVAE):
         return self
 
     def impute(
-        self, X: IntoDataFrameT | ArrayLike, n_imputations: int | None = None, random_state: Any = None
+        self,
+        X: IntoDataFrameT | ArrayLike,
+        n_imputations: int | None = None,
+        random_state: Any = None,
+        *,
+        outcome: Outcome | None = None,
     ) -> IntoDataFrameT | NDArray | list[IntoDataFrameT] | list[NDArray]:
         """Complete a table: container, index, column order and every dtype as they came.
 
@@ -194,6 +203,10 @@ class VAEImputer(TransformerMixin, UncertainVAE):
             cells are random draws from ``p(missing | observed)``, which differ as the truth might.
         random_state : int, RandomState or None, default=None
             Seeds the draws; the points need none.
+        outcome : Outcome, default=None
+            The regression that the draws are for, if it has products, powers or curves, or is not linear: they are
+            then compatible with it. X is the table to be analysed: its rows alone tell how the other columns go
+            together. For tables, and with `n_imputations`.
 
         Returns
         -------
@@ -203,7 +216,10 @@ class VAEImputer(TransformerMixin, UncertainVAE):
         Raises
         ------
         ValueError, TypeError
-            If X does not have the columns of the training table, or cells that they cannot hold.
+            If X does not have the columns of the training table, or cells that they cannot hold; if `outcome` does not
+            fit the table.
+        ImportError
+            If the terms of `outcome` are a formula, and formulaic is not installed.
 
         Examples
         --------
@@ -217,9 +233,13 @@ class VAEImputer(TransformerMixin, UncertainVAE):
         [20, 20, 20]
         """
         n_draws = 0 if n_imputations is None else check_positive("n_imputations", n_imputations)
+        if outcome is not None:
+            covariates = self._covariates_for(outcome, n_imputations)
         X, encoded = self._encoded(X)
         if n_imputations is None:
             return self._filled(X, self._point_estimates(encoded), encoded.missing)
+        if outcome is not None:
+            return self._compatible(X, encoded, outcome, covariates, n_draws, random_state)
         draws = self._draws(encoded, n_draws, random_state)
         return [self._filled(X, self._all_columns(drawn), encoded.missing, rounded=True) for drawn in draws]
 
@@ -293,6 +313,39 @@ class VAEImputer(TransformerMixin, UncertainVAE):
         check_is_fitted(self)
         names = check_feature_names_in(self, input_features)
         return np.asarray([*names[self._kept()], *self._indicator_names()], dtype=object)
+
+    def _covariates_for(self, outcome: Any, n_imputations: int | None) -> Callable[..., Covariates]:
+        """What models the other columns, if there can be an outcome."""
+        if not isinstance(outcome, Outcome):
+            raise TypeError(f"outcome must be an Outcome, but got a {type(outcome).__name__}.")
+        if n_imputations is None:
+            raise ValueError("outcome is for draws, but n_imputations is None. Pass n_imputations=20.")
+        if self._domain.covariates is None:
+            raise ValueError(f"outcome is for tables, but X is taken for {self._domain.name}.")
+        return self._domain.covariates
+
+    def _compatible(
+        self,
+        X: Any,
+        encoded: Encoded,
+        outcome: Outcome,
+        covariates: Callable[..., Covariates],
+        n_draws: int,
+        random_state: Any,
+    ) -> list:
+        """Draws that are compatible with the model of an outcome."""
+        seed = draw_seed(random_state)
+
+        def covariates_of(rows: NDArray, column: int, number: int) -> Covariates:
+            return covariates(self.ensemble_, *self._tensors(encoded, rows), column, number, seed)
+
+        def fill(table: Any, values: NDArray, missing: NDArray) -> Any:
+            return self._filled(table, values, missing, rounded=True)
+
+        drawn = CompatibleDraws(outcome, self.encoder_, X, encoded, self.modelled_, covariates_of, fill)
+        tables = [fill(X, drawn.draw(number, seed), encoded.missing) for number in range(n_draws)]
+        drawn.warn()
+        return tables
 
     def _learn(self, data: Any, seed: int) -> FittedModels:
         options: dict[str, Any] = {"seed": seed, "dtype": getattr(torch, self.dtype)}
