@@ -444,3 +444,35 @@ def test_numbers_in_the_users_unit_and_back():
         np.testing.assert_allclose(encoder.standardised(numbers, j), values[:, j], atol=1e-12)
     assert set(encoder.numbers(values[:, 1], 1)) == {0.0, 1.0}  # exactly
     assert np.isfinite(encoder.standardised(np.array([-5.0, 0.0]), 4)).all()
+
+PRICES = [19.99, None, 3.5, 7.25]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame({"a": pd.Series(PRICES)}),
+        pd.DataFrame({"a": pd.Series(PRICES, dtype="float32")}),
+        pd.DataFrame({"a": pd.Series(PRICES, dtype="Float64")}),
+        pl.DataFrame({"a": PRICES}),
+        pa.table({"a": PRICES}),
+        np.array([PRICES], dtype=float).T,
+    ],
+    ids=["pandas", "float32", "Float64", "polars", "pyarrow", "numpy"],
+)
+def test_what_is_rounded_is_written_as_the_column_is(table):
+    encoder = TableEncoder.fit(table)
+    _, observed, _ = encoder.encode(table)
+    values = np.array([[0.1], [0.2], [-0.3], [0.4]])
+    column = encoder.schema.columns[0]
+    exact = (values * column.scale + column.center)[:, 0]
+    kind = np.float32 if "float32" in str(dtypes(table)) else float
+    assert numbers_of(encoder.build(values, rounded=True)) == np.round(exact, 2).astype(kind).tolist()
+    for rounded, expected in ((True, np.round(exact, 2)), (False, exact)):
+        assert numbers_of(encoder.fill(table, values, ~observed, rounded=rounded))[1] == kind(expected[1])
+
+
+def numbers_of(table):
+    """Cells of the only column."""
+    column = table[:, 0] if isinstance(table, np.ndarray) else nw.from_native(table, eager_only=True)["a"]
+    return [float(cell) for cell in column.to_list()] if isinstance(column, nw.Series) else column.tolist()
