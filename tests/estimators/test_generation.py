@@ -101,11 +101,11 @@ def shop():
         }
     )
     X = table.mask(rng.random(table.shape) < 0.2)
-    return table, X, VAEImputer(random_state=0).fit(X)
+    return X, VAEImputer(random_state=0).fit(X)
 
 
 def test_draws_look_like_the_column_bit_for_bit(shop):
-    table, X, fitted = shop
+    X, fitted = shop
     drawn = [*fitted.impute(X, n_imputations=5, random_state=0), fitted.sample(3000, random_state=0)]
     drawn += [fitted.sample(2, given=X, random_state=0)]
     for rows in drawn:
@@ -128,7 +128,7 @@ def test_repeated_values_that_are_no_decimals_come_back_bit_for_bit():
 
 
 def test_draws_and_samples_have_the_zeros_of_the_column(shop):
-    _, X, fitted = shop
+    X, fitted = shop
     drawn = pd.concat(fitted.impute(X, n_imputations=20, random_state=0))
     hidden = np.tile(X["spent"].isna(), 20)
     assert 0.52 < (drawn["spent"] == 0)[hidden].mean() < 0.60  # 120 cells
@@ -136,7 +136,7 @@ def test_draws_and_samples_have_the_zeros_of_the_column(shop):
 
 
 def test_draws_do_not_depend_on_the_partition(shop):
-    _, X, fitted = shop
+    X, fitted = shop
     whole = fitted.impute(X, n_imputations=2, random_state=0)
     for rows in (slice(0, 1), slice(200, 350), slice(None, None, -1)):
         for draw, part in zip(whole, fitted.impute(X.iloc[rows], n_imputations=2, random_state=0), strict=True):

@@ -80,7 +80,7 @@ def test_draws_of_a_mean_vary_as_rubins_rules_say():
 
 
 def test_a_draw_has_the_same_parameters_for_training_and_other_rows():
-    """So the means of a draw are off on the same side in both: what a pipeline learns from one is right for the other."""
+    """So the means of a draw are off on the same side in both."""
     truth = factor_analysis(3, 1)
     ensemble = fit(numeric_table(*rows_of(truth, 45, missing=0.3)))
     means = []

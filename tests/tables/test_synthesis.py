@@ -106,13 +106,13 @@ def test_no_training_row_is_copied_on_continuous_data(rng):
 
 
 def test_rows_come_from_the_uniform_numbers_alone(rng):
-    rows, state = rng.normal(size=(100, 3)), np.random.get_state()[1].copy()
+    rows, state = rng.normal(size=(100, 3)), np.random.get_state()[1].copy()  # noqa: NPY002
     one, same = trees(*rows.T), trees(*rows.T)
     u = uniform(50, 3)
     np.testing.assert_array_equal(one.sample(u), same.sample(u))
     np.testing.assert_array_equal(one.sample(u[7:9]), one.sample(u)[7:9])
     assert (one.sample(u) != one.sample(uniform(50, 3, seed=2))).any()
-    np.testing.assert_array_equal(np.random.get_state()[1], state)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 
 @pytest.mark.parametrize("n", [1, 2, 15])
