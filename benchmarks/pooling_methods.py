@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer
 
-from vaeimpute import VAEImputer
+from vaeimpute import Outcome, VAEImputer
 
 __all__ = ["METHODS", "as_numbers", "augmented"]
 
@@ -62,12 +63,18 @@ def vaeimpute(
     return [as_numbers(table) for table in imputer.impute(X, draws, random_state=seed, **(told or {}))]
 
 
+def interaction(table: pd.DataFrame) -> np.ndarray:
+    """What y2 is regressed on."""
+    return np.column_stack([table["x1"], table["x2"], table["x1"] * table["x2"]])
+
+
 METHODS: dict[str, Method] = {
     "full data": full_data,
     "complete cases": complete_cases,
     "normal": normal,
     "iterative": iterative,
     "vaeimpute": vaeimpute,
+    "vaeimpute outcome": partial(vaeimpute, told={"outcome": Outcome("y2", interaction)}),
 }
 
 

@@ -14,7 +14,7 @@ import click
 import numpy as np
 import pandas as pd
 
-from benchmarks import anomaly, images, m3, missingness, pooling
+from benchmarks import anomaly, images, m3, missingness, pooling, synthesis
 from benchmarks.markdown import markdown
 from benchmarks.pictures import CASE, by_case, draw_pictures, most_finished
 from benchmarks.run import KEY, RESULTS, TASKS, read_lines
@@ -257,6 +257,8 @@ def write_report(files: list[Path], readme: Path) -> str:
         own := [line for line in lines if line.get("task") == missingness.TASK]
     ):
         page = _with_section(page, "missingness", missingness.report(own), readme)
+    if "<!-- synthesis:begin -->" in page and (own := [line for line in lines if line.get("task") == synthesis.TASK]):
+        page = _with_section(page, "synthesis", synthesis.report(own), readme)
     readme.parent.mkdir(parents=True, exist_ok=True)
     readme.write_text(page)
     return generated

@@ -191,10 +191,6 @@ def check_completed(completed: pd.DataFrame, truth: pd.DataFrame, observed: np.n
 
 def describe(case: Case, truth: pd.DataFrame, observed: np.ndarray) -> dict:
     """Say what was run, on what, with what."""
-    packages = dict.fromkeys(
-        ("numpy", "pandas", "sklearn", *(name.split(".")[0] for name in PEERS[case.method].imports))
-    )
-    versions = {name: _version(name) for name in packages if name in sys.modules}
     return {
         "split": TABLES[case.table].split,
         "rows": truth.shape[0],
@@ -202,7 +198,7 @@ def describe(case: Case, truth: pd.DataFrame, observed: np.ndarray) -> dict:
         "hidden": int((~observed).sum()),
         "mask": hashlib.sha1(np.packbits(observed).tobytes()).hexdigest()[:12],
         "cores": joblib.effective_n_jobs(None),
-        "versions": {"python": platform.python_version()} | versions,
+        "versions": versions(PEERS[case.method].imports),
     }
 
 
@@ -310,8 +306,14 @@ def _key_of(line: dict) -> tuple:
     return tuple(line[name] for name in KEY)
 
 
-def _version(package: str) -> str:
-    return getattr(sys.modules[package], "__version__", None) or importlib.metadata.version(package)
+def versions(imports: Collection[str]) -> dict[str, str]:
+    """Versions of Python, of what every method uses and of the packages imported for one."""
+    packages = dict.fromkeys(("numpy", "pandas", "sklearn", *(name.split(".")[0] for name in imports)))
+    found = {name: sys.modules[name] for name in packages if name in sys.modules}
+    own = {name: getattr(module, "__version__", None) for name, module in found.items()}
+    return {"python": platform.python_version()} | {
+        name: version or importlib.metadata.version(name) for name, version in own.items()
+    }
 
 
 def _summary(line: dict) -> str:
@@ -386,11 +388,12 @@ def setting(context: click.Context, parameter: click.Parameter, values: tuple[st
     return settings
 
 
-_OWN = {"anomaly": "benchmarks.anomaly", "images": "benchmarks.images"}  # tasks with methods and options of their own
+# Tasks with methods and options of their own.
+_OWN = {"anomaly": "benchmarks.anomaly", "images": "benchmarks.images", "synthesis": "benchmarks.synthesis"}
 
 
 class _Routed(click.Command):
-    """Command whose line with ``--task anomaly`` or ``--task images`` goes to the module that knows that task."""
+    """Command whose line with ``--task anomaly`` (or another of `_OWN`) goes to the module that knows that task."""
 
     def main(self, args: Sequence[str] | None = None, *rest: object, **extra: object) -> object:
         """Run this command or that of the task."""
@@ -428,7 +431,8 @@ def main(
 ) -> None:
     """Compare imputation methods; append one JSON line per result to a file.
 
-    --task anomaly compares outlier detectors, --task images methods on images, with options of their own.
+    --task anomaly compares outlier detectors, --task images methods on images, --task synthesis synthetic rows, with
+    options of their own.
     """
     given = {name: value for name, value in replaced.items() if value is not None}
     grids = tuple(replace(grid, **given) for grid in SUITES[suite])

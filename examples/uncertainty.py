@@ -10,9 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_diabetes
 
-from vaeimpute import VAEImputer
+from vaeimpute import VAEImputer, fit_pooled
 from vaeimpute.amputation import ampute
-from vaeimpute.metrics import interval_coverage
 
 picture = Path(sys.argv[1] if len(sys.argv) > 1 else "uncertainty.png")
 
@@ -27,10 +26,12 @@ draws = imputer.impute(incomplete, n_imputations=99, random_state=1)
 point = imputer.impute(incomplete)
 
 # 1. An interval for each hidden cell. If the model knows what it does not know, 90% of the truth lies in 90% intervals.
-hidden = ~observed
-values = np.stack([draw.to_numpy(float)[hidden] for draw in draws])  # (99, number of hidden cells)
+hidden, truth = ~observed, table.to_numpy(float)
 levels = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
-coverage = [interval_coverage(table.to_numpy(float)[hidden], values, level) for level in levels]
+coverage = []
+for level in levels:
+    low, high = (ends.to_numpy(float) for ends in imputer.intervals(incomplete, level=level))
+    coverage.append(((low <= truth) & (truth <= high))[hidden].mean())
 for level, share in zip(levels, coverage, strict=True):
     print(f"{level:.0%} intervals hold {share:.1%} of the hidden cells")
 
@@ -45,18 +46,15 @@ def slope_of_bmi(frame):
     return coefficients[1], noise * np.linalg.inv(design.T @ design)[1, 1]
 
 
-def pooled(slopes_and_variances):
-    """Rubin's rules: the variance within the tables, and the variance between them."""
-    slopes, variances = np.array(slopes_and_variances).T
-    return slopes.mean(), variances.mean() + (1 + 1 / len(slopes)) * slopes.var(ddof=1)
-
+pooled = fit_pooled(slope_of_bmi, draws).table.iloc[0]  # Rubin's rules
+print(f"share of what one would know that the lost cells took: {pooled['fmi']:.0%}")
 
 estimates = {
     "no cell lost (the truth)": slope_of_bmi(table),
     "only complete rows": slope_of_bmi(incomplete.dropna(subset=["bmi", "age", "bp", "s5", "progression"])),
     "column means": slope_of_bmi(incomplete.fillna(incomplete.mean())),
     "one best guess, taken as data": slope_of_bmi(point),
-    "99 draws, pooled": pooled([slope_of_bmi(draw) for draw in draws]),
+    "99 draws, pooled": (pooled["estimate"], pooled["std_error"] ** 2),
 }
 for name, (slope, variance) in estimates.items():
     print(f"{name:<32}{slope:6.2f} +- {1.96 * variance**0.5:.2f}")

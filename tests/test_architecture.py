@@ -18,6 +18,7 @@ LEVELS = {
     "batching": 0,
     "metrics": 0,
     "persistence": 0,
+    "outcomes": 0,
     "pooling": 0,
     "frames": 0,
     "likelihoods": 0,
@@ -33,7 +34,7 @@ LEVELS = {
     "cli": 5,
 }
 WINGS = {"tables", "images"}
-WITHOUT_TORCH = {"frames", "amputation", "metrics", "pooling"}
+WITHOUT_TORCH = {"frames", "amputation", "metrics", "outcomes", "pooling"}
 WITH_FRAMES = {"frames", "cli", "estimators", "pooling", "sensitivity_analysis"}
 FRAMES = {"narwhals", "pandas", "polars", "pyarrow"}
 MODALITIES = re.compile(r"\b(image|images|time series)\b", re.IGNORECASE)
@@ -193,7 +194,7 @@ def test_the_checks_see_every_form_of_import(tmp_path, monkeypatch):
     [
         ("import vaeimpute", ["matplotlib", "pyarrow", "torch", "pandas"]),
         ("import vaeimpute.frames.schema, vaeimpute.amputation, vaeimpute.metrics", ["torch", "matplotlib"]),
-        ("from vaeimpute import compare, fit_pooled, pool", ["torch", "sklearn", "matplotlib"]),
+        ("from vaeimpute import Outcome, compare, fit_pooled, pool", ["torch", "sklearn", "matplotlib"]),
         (
             "from vaeimpute.cli.main import main; main(['--help'], standalone_mode=False)",
             ["torch", "pandas", "sklearn"],

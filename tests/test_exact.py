@@ -14,7 +14,7 @@ from vaeimpute.tables.models import JointVAE, Sizes
 from vaeimpute.training.runtime import make_generator
 from vaeimpute.training.schedule import TimeBudget
 from vaeimpute.vae import objective
-from vaeimpute.vae.inference import Ensemble, draw, impute, log_likelihood
+from vaeimpute.vae.inference import Ensemble, impute, log_likelihood
 
 M, B, D, RANK = 3, 40, 6, 2
 
@@ -166,7 +166,7 @@ def test_fitted_imputations_are_the_true_conditional_means(fitted, fresh, truth)
 def drawn_and_true_covariances(ensemble, fresh, truth):
     """Covariance of all cells of a row as drawn and in truth, and which pairs are missing together, (n, D, D)."""
     values, observed = unseen(fresh, 300)
-    draws = draw(ensemble, values, observed, 200, make_generator(0)).double()  # (S, n, D)
+    draws = ensemble.draw(values, observed, 200, 0)  # (S, n, D)
     centred = draws - draws.mean(0)
     ours = torch.einsum("snd,sne->nde", centred, centred) / (len(draws) - 1)
     _, chol = posterior(values.double(), observed, truth)
@@ -204,7 +204,7 @@ def test_cells_that_are_missing_together_vary_together(covariances):
 @pytest.mark.slow
 def test_draws_of_the_joint_model_alone_have_the_true_covariance(fitted, fresh, truth):
     one = torch.ones_like(fitted.stacking_weight)
-    alone = Ensemble(fitted.joint, fitted.conditional, one, one)
+    alone = Ensemble(fitted.joint, fitted.conditional, stacking_weight=one)
     assert slope(*drawn_and_true_covariances(alone, fresh, truth)) == pytest.approx(1.0, abs=0.1)
 
 

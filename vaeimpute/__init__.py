@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vaeimpute.estimators import VAEImputer, VAEOutlierDetector
+    from vaeimpute.outcomes import Outcome
     from vaeimpute.pooling import Comparison, Pooled, compare, fit_pooled, pool
     from vaeimpute.sensitivity_analysis import Sensitivity, sensitivity
 
 __all__ = [
     "Comparison",
+    "Outcome",
     "Pooled",
     "Sensitivity",
     "VAEImputer",
@@ -28,6 +30,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "Outcome": "vaeimpute.outcomes",
     **dict.fromkeys(("VAEImputer", "VAEOutlierDetector"), "vaeimpute.estimators"),
     **dict.fromkeys(("Comparison", "Pooled", "compare", "fit_pooled", "pool"), "vaeimpute.pooling"),
     **dict.fromkeys(("Sensitivity", "sensitivity"), "vaeimpute.sensitivity_analysis"),

@@ -187,7 +187,7 @@ def sensitivity(
     ...     return table["income"].mean(), table["income"].var() / 40
     >>> answers = sensitivity(imputer, X, mean, {"income": [-1, 0, 1]}, 5, random_state=0)
     >>> answers.table["estimate"].diff().round(2).tolist()
-    [nan, 0.25, 0.26]
+    [nan, 0.26, 0.26]
     """
     axes = [axis for name, given in shifts.items() for axis in _axes(name, given)] if shifts else []
     if not axes:

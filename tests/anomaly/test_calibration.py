@@ -51,6 +51,20 @@ def test_outliers_stand_out_whatever_is_missing():
     assert (np.diff([calibration.score(nll + extra, observed)[some] for extra in (0, 1, 2)], axis=0) > 0).all()
 
 
+@pytest.mark.parametrize("n_features", [41, 400])
+def test_with_more_cells_than_rows_variances_still_are_a_ridge_regression_that_is_not_negative(n_features):
+    """By its conditions: the gradient vanishes where a coefficient is positive, and pulls it below zero elsewhere."""
+    nll, observed = null_table(40, n_features, 0.8, 0)
+    calibration = MaskCalibration.fit(nll, observed)
+    bits = np.column_stack([observed, np.ones(40)])
+    squares = (nll - bits @ calibration.location) ** 2
+    coef = calibration.variance / squares.mean()
+    gradient = bits.T @ (squares / squares.mean() - bits @ coef) - np.append(coef[:-1], 0)
+    assert coef[:-1].min() >= 0
+    np.testing.assert_allclose(gradient[coef > 0], 0, atol=1e-6)
+    assert gradient.max() < 1e-6
+
+
 def test_rows_with_nothing_observed_score_zero():
     nll, observed = null_table(200, 5, 0.5, 0)
     observed[:3] = False

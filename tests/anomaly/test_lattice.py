@@ -101,3 +101,41 @@ def test_rounding_by_chance_keeps_means_and_what_stands_on_the_lattice():
     assert set(rounded.flatten().tolist()) == {7.0, 8.0}
     assert abs(rounded.mean() - 7.3) < 0.02
     assert (lattice.between(whole, uniform[: len(whole)]) == whole).all()
+
+
+# ---- where cells are moved to ------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 100))
+def test_cells_are_moved_to_the_nearest_value_of_a_list(seed):
+    g = torch.Generator().manual_seed(seed)
+    known = torch.randn(7, generator=g).double()
+    x = 3 * torch.randn(200, 1, generator=g).double()
+    ours = fitted(known.repeat(40)).nearest(x)
+    assert torch.isin(ours, known).all()  # bit for bit
+    assert torch.equal((ours - x).abs()[:, 0], (x - known).abs().min(1).values)
+
+
+def test_cells_are_moved_to_the_nearest_point_of_a_lattice():
+    lattice = Lattice(
+        origin=torch.tensor([0.5], dtype=torch.float64),
+        step=torch.tensor([0.25], dtype=torch.float64),
+        known=torch.full((1, 1), math.inf, dtype=torch.float64),
+        log_off=torch.zeros(1),
+        log_new=torch.zeros(1),
+    )
+    x = torch.tensor([[0.6], [0.63], [-10.01], [1e4 + 0.1]])
+    assert lattice.nearest(x).squeeze(1).tolist() == [0.5, 0.75, -10.0, 10_000.0]
+
+
+def test_cells_without_list_and_lattice_stay_and_others_stay_once_moved():
+    g = torch.Generator().manual_seed(0)
+    free, listed = torch.randn(300, generator=g).double(), torch.tensor([0.0, 1.0, math.pi]).double().repeat(100)
+    columns = torch.stack([free, listed], 1)
+    lattice = Lattice.fit(columns, torch.ones_like(columns, dtype=torch.bool), [0, 0])
+    x = 5 * torch.randn(100, 2, generator=g)
+    moved = lattice.nearest(x)
+    assert moved.dtype == torch.float64
+    assert torch.equal(moved[:, 0], x[:, 0].double())
+    assert torch.equal(lattice.nearest(moved), moved)
+    assert torch.equal(lattice.nearest(columns), columns)

@@ -219,3 +219,53 @@ def test_real_numbers_may_lie_beyond_those_that_were_seen():
     far = np.array([[99.0] * 4, [-99.0] * 4])
     np.testing.assert_allclose(encoder.build(far), [[7, 4, 39, 4], [0, 0, 0, -4]])
     assert encoder.fill(table, np.full(table.shape, 99.0), encoder.encode(table).missing).equals(table)
+
+
+# --- decimals ---------------------------------------------------------------------------------------------------------
+
+
+@given(
+    ticks=st.lists(st.integers(-(10**7), 10**7), min_size=1, max_size=30),
+    places=st.integers(0, 6),
+    noise=st.lists(st.floats(-4, 4), min_size=5, max_size=5),
+)
+@settings(deadline=None)
+def test_decimals_are_the_fewest_that_write_all_numbers_and_what_is_rounded_has_them(ticks, places, noise):
+    """The round trip is bit for bit, and so is every number drawn between those that were seen."""
+    numbers = np.array(ticks) / 10.0**places
+    cells, codec = read(pd.Series(numbers)), CODECS[Kind.NUMERIC]
+    column = codec.fit(cells, Kind.NUMERIC)
+    fewest = next(p for p in range(7) if (np.round(numbers, p) == numbers).all())
+    assert column.decimals == fewest <= places
+    values = codec.encode(cells, column)
+    np.testing.assert_array_equal(codec.decode(values, column, rounded=True), numbers)
+    drawn = codec.decode(np.array(noise), column, rounded=True)
+    np.testing.assert_array_equal(np.round(drawn, fewest), drawn)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("numbers", "decimals"),
+    [([1.0, -7.0], 0), ([0.5, 2.0], 1), ([19.99, 3.5], 2), ([1e-6, 2.0], 6), ([1 / 3, 2.0], None), ([1e-7, 2.0], None)],
+)
+def test_decimals_whatever_the_precision(numbers, decimals, dtype):
+    column = CODECS[Kind.NUMERIC].fit(read(pd.Series(numbers, dtype=dtype)), Kind.NUMERIC)
+    assert column.decimals == decimals
+
+
+def test_only_what_is_rounded_is_rounded():
+    cells, codec = read(pd.Series([19.99, 3.5, 8.25])), CODECS[Kind.NUMERIC]
+    column, between = codec.fit(cells, Kind.NUMERIC), np.array([0.123, 0.456])
+    exact = between * column.scale + column.center
+    np.testing.assert_array_equal(codec.decode(between, column), exact)
+    np.testing.assert_array_equal(codec.decode(between, column, rounded=True), np.round(exact, 2))
+    free = codec.fit(read(pd.Series([1 / 3, 2 / 7, 1.0])), Kind.NUMERIC)
+    np.testing.assert_array_equal(codec.decode(between, free, rounded=True), codec.decode(between, free))
+
+
+def test_logarithms_are_rounded_as_numbers():
+    codec = CODECS[Kind.POSITIVE]
+    column = codec.fit(read(pd.Series([0.25, 3.5, 800.75])), Kind.POSITIVE)
+    drawn = codec.decode(np.linspace(-1, 1, 50), column, rounded=True)
+    assert column.decimals == 2
+    np.testing.assert_array_equal(np.round(drawn, 2), drawn)

@@ -7,7 +7,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from vaeimpute.frames.containers import as_columns, check_order, is_frame, like, repeated, selected
+from vaeimpute.frames.containers import as_columns, check_order, is_frame, like, repeated, rows_of, selected, without
 
 COLUMNS = {"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0]}
 FRAMES = {
@@ -34,6 +34,23 @@ def test_scores_are_like_the_table(X):
     if isinstance(X, pd.DataFrame):
         assert scores.index.tolist() == [7, 7, 2]
         assert scores.columns.tolist() == ["a", "b"]
+
+
+def test_rows_and_columns_by_position(X):
+    some = rows_of(X, np.array([2, 0]))
+    assert type(some) is type(X)
+    assert cells(some) == [[3, 6], [1, 4]]
+    left = without(X, 0)
+    assert type(left) is type(X)
+    if isinstance(X, np.ndarray):
+        np.testing.assert_array_equal(left, [[np.nan, 4], [np.nan, 5], [np.nan, 6]])
+        assert cells(X)[0] == [1, 4]
+    else:
+        assert cells(left) == [[4], [5], [6]]
+
+
+def test_a_column_whose_name_is_a_number_can_be_left_out():
+    assert without(pd.DataFrame({0: [1.0], 1: [2.0]}), 1).columns.tolist() == [0]
 
 
 def test_scores_of_images_have_their_shape():

@@ -429,3 +429,51 @@ def test_where_there_are_no_errors_a_robust_scale_is_the_plain_one():
     robust, again = TableEncoder.fit_encode(clean, kinds={"wage": "positive"}, robust=True)
     assert robust == encoder
     np.testing.assert_array_equal(again.values, encoded.values)
+
+
+def test_numbers_in_the_users_unit_and_back():
+    X = pd.DataFrame(
+        {"real": [0.1, 2.5, -3.0], "share": [0.0, 1.0, 1.0], "count": [0, 7, 12], "new": [True, False, True]}
+    )
+    X["long"] = [1e-3, 1.0, 5e4]
+    encoder = TableEncoder.fit(X, kinds={"long": "positive"})
+    values = encoder.encode(X).values
+    for j, name in enumerate(X):
+        numbers = encoder.numbers(values[:, j], j)
+        np.testing.assert_allclose(numbers, X[name].to_numpy(float), rtol=1e-12)
+        np.testing.assert_allclose(encoder.standardised(numbers, j), values[:, j], atol=1e-12)
+    assert set(encoder.numbers(values[:, 1], 1)) == {0.0, 1.0}  # exactly
+    assert np.isfinite(encoder.standardised(np.array([-5.0, 0.0]), 4)).all()
+
+
+PRICES = [19.99, None, 3.5, 7.25]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame({"a": pd.Series(PRICES)}),
+        pd.DataFrame({"a": pd.Series(PRICES, dtype="float32")}),
+        pd.DataFrame({"a": pd.Series(PRICES, dtype="Float64")}),
+        pl.DataFrame({"a": PRICES}),
+        pa.table({"a": PRICES}),
+        np.array([PRICES], dtype=float).T,
+    ],
+    ids=["pandas", "float32", "Float64", "polars", "pyarrow", "numpy"],
+)
+def test_what_is_rounded_is_written_as_the_column_is(table):
+    encoder = TableEncoder.fit(table)
+    _, observed, _ = encoder.encode(table)
+    values = np.array([[0.1], [0.2], [-0.3], [0.4]])
+    column = encoder.schema.columns[0]
+    exact = (values * column.scale + column.center)[:, 0]
+    kind = np.float32 if "float32" in str(dtypes(table)) else float
+    assert numbers_of(encoder.build(values, rounded=True)) == np.round(exact, 2).astype(kind).tolist()
+    for rounded, expected in ((True, np.round(exact, 2)), (False, exact)):
+        assert numbers_of(encoder.fill(table, values, ~observed, rounded=rounded))[1] == kind(expected[1])
+
+
+def numbers_of(table):
+    """Cells of the only column."""
+    column = table[:, 0] if isinstance(table, np.ndarray) else nw.from_native(table, eager_only=True)["a"]
+    return [float(cell) for cell in column.to_list()] if isinstance(column, nw.Series) else column.tolist()

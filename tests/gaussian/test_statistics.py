@@ -57,6 +57,16 @@ def test_one_component_is_no_mixture():
     )
 
 
+def test_features_that_share_columns_need_one_mask_a_column():
+    columns = torch.tensor([0, 1, 1, 2, 2, 2])
+    values, observed = known()
+    shared = observed[:, :3]
+    values = torch.where(shared[:, columns], values, 0)
+    m, chol = posterior(values, shared, MODEL, columns)
+    one_mask_a_feature = statistics_of(values, shared[:, columns])
+    assert_same(e_step(values, shared, m, chol, columns=columns), one_mask_a_feature)
+
+
 def test_a_responsibility_is_a_share_of_a_row():
     values, observed = known()
     share = torch.rand(200, dtype=F64, generator=torch.Generator().manual_seed(0))

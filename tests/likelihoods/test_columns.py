@@ -120,16 +120,6 @@ def test_the_cdf_is_that_of_each_column(g):
         torch.testing.assert_close(below[:, column], share, atol=5 * 0.5 / 10_000**0.5, rtol=0)
 
 
-def test_numbers_of_few_values_are_just_those_of_the_table():
-    """In single precision they are beside them; all else stays as it was drawn."""
-    together = ColumnLikelihoods(SPECS, FLOOR)
-    snapped = together.snap_to_values(VALUES.float())
-    assert snapped.dtype == F64
-    for column, spec in enumerate(SPECS):
-        exact = VALUES if spec.family == "discrete" else VALUES.float().double()
-        assert torch.equal(snapped[:, column], exact[:, column])
-
-
 def test_only_a_gaussian_has_a_density():
     is_continuous = ColumnLikelihoods(SPECS, FLOOR).is_continuous
     assert is_continuous.tolist() == [spec.family == "gaussian" for spec in SPECS]

@@ -94,7 +94,8 @@ def linear_only(*truths, weight=None):
     for name, parts in zip(("W", "b", "psi"), zip(*truths, strict=True), strict=True):
         getattr(model, name).copy_(torch.stack(parts))
     model.linear_weight.copy_(torch.ones(1) if weight is None else torch.tensor(weight))
-    model.variance_share[0] = 1
+    model.variance_power[0] = 1
+    model.empty_variance[0] = truths[0].W.square().sum(1) + truths[0].psi
     return model
 
 
@@ -117,14 +118,25 @@ def test_linear_vaes_are_averaged_by_their_weights():
     torch.testing.assert_close(variance, exact[0].variance)
 
 
-def test_the_share_of_the_variance_is_the_columns_own():
-    truth = factor_analysis()
+def test_the_power_of_the_variance_is_the_columns_own():
+    """In units of what a row without cells has: the variance of that row has no power."""
+    truth = factor_analysis()._replace(psi=torch.linspace(0.1, 0.9, 6, dtype=F64))
     values, observed = rows_of(truth, 50, missing=0.4)
-    model, share = linear_only(truth), torch.arange(1.0, 7.0, dtype=F64)
-    model.variance_share[0] = share
-    torch.testing.assert_close(
-        moments(model, values, observed)[1], share * conditional(values, observed, truth).variance
-    )
+    observed[0] = False
+    model, power = linear_only(truth), torch.linspace(0, 2.5, 6, dtype=F64)
+    model.variance_power[0] = power
+    empty = truth.W.square().sum(1) + truth.psi
+    ours = moments(model, values, observed)[1]
+    torch.testing.assert_close(ours, empty * (conditional(values, observed, truth).variance / empty) ** power)
+    torch.testing.assert_close(ours[0], empty)
+
+
+def test_moments_of_cells_are_those_of_the_features(case):
+    model, values, observed = case
+    mean, variance = moments(model, values, observed)
+    expectations, of_cells = model.cell_moments(values, observed)
+    torch.testing.assert_close(expectations, model.likelihoods.gaussian_expectations(mean, 0.5 * variance.log()))
+    assert torch.equal(of_cells, variance[:, model.likelihoods.first_features])
 
 
 # ---- rows --------------------------------------------------------------------------------------------------------
@@ -325,6 +337,9 @@ def test_a_stack_averages_its_models(stack, numbers):
     expected = [expectations(model, *numbers)[0] for model in stack.models]
     assert not torch.allclose(expected[0], expected[1])
     torch.testing.assert_close(ours.mean(0), torch.stack(expected).mean(0))
+    each = [model.cell_moments(*numbers) for model in stack.models]
+    for moment, parts in zip(stack.cell_moments(*numbers), zip(*each, strict=True), strict=True):
+        torch.testing.assert_close(moment, torch.stack(parts).mean(0))
 
 
 def test_members_of_a_stack_may_have_rows_of_their_own(stack, numbers):

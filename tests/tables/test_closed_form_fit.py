@@ -10,11 +10,9 @@ from toy import F64, RandomTensors, factor_analysis, mixed, rows_of
 
 from vaeimpute.gaussian.factor_analysis import conditional
 from vaeimpute.likelihoods.base import CellSpec
-from vaeimpute.tables.closed_form import ClosedFormSizes, ClosedFormVAE
 from vaeimpute.tables.closed_form_fit import (
-    _dispersion,
     _linear_share,
-    _variance_shares,
+    _variance_powers,
     fit_closed_form,
     fit_linear_stage,
 )
@@ -180,7 +178,7 @@ def test_the_same_generator_gives_the_same_fit():
     tensors = [closed.model.state_dict() for closed in (one, same, other)]
     assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
     assert not torch.equal(tensors[0]["theta"], tensors[2]["theta"])
-    assert torch.equal(one.dispersion, same.dispersion)
+    assert torch.equal(one.variance, same.variance)
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -336,74 +334,48 @@ def test_means_that_are_the_same_have_even_shares():
     torch.testing.assert_close(_linear_share(all_held_out(truth), one, one), torch.full((2,), 0.5, dtype=F64))
 
 
-@pytest.mark.parametrize("shares", [(0.5, 2.0), (1.0, 0.0), (0.3, 0.1)])
-def test_variances_find_the_shares_that_squared_errors_have(shares):
-    random, n = RandomTensors(), 200_000
-    linear, smoother = random.uniform(2, n, 1) + 0.1
-    miss = (shares[0] * linear + shares[1] * smoother) * random.normal(n, 1).square()
-    found = _variance_shares(miss, torch.ones_like(miss), linear, smoother)
-    torch.testing.assert_close(found[:, 0], torch.tensor(shares, dtype=F64), rtol=0, atol=0.03)
+@pytest.mark.parametrize("powers", [(0.5, 2.0), (1.0, 0.0), (0.0, 0.7), (1.3, 0.4)])
+def test_variances_find_the_powers_that_squared_errors_have(powers):
+    random, n = RandomTensors(), 100_000
+    logs, power = -2 * random.uniform(2, n, 1), torch.tensor(powers, dtype=F64)
+    miss = torch.einsum("i,inf->nf", power, logs).exp() * random.normal(n, 1).square()
+    found = _variance_powers(miss, torch.ones_like(miss), logs)
+    torch.testing.assert_close(found[:, 0], power, rtol=0, atol=0.03)
 
 
-def test_variances_are_never_negative():
+def test_powers_of_variances_are_never_negative():
     random, n = RandomTensors(), 300
-    linear, smoother = random.uniform(2, n, 4) + 0.1
-    miss = (random.normal(n, 4) / linear).square()  # the surer the farther
-    found = _variance_shares(miss, torch.ones_like(miss), linear, smoother)
+    logs = -2 * random.uniform(2, n, 4)
+    miss = (-logs[0]).exp() * random.normal(n, 4).square()  # the surer the farther
+    found = _variance_powers(miss, torch.ones_like(miss), logs)
     assert (found >= 0).all()
-    assert (found[0] > 0).all()
-    nothing = _variance_shares(miss, torch.zeros_like(miss), linear, smoother)
+    assert (found[0] < 0.1).all()
+    nothing = _variance_powers(miss, torch.zeros_like(miss), logs)
     assert nothing.tolist() == [[1] * 4, [0] * 4]
 
 
-# ---- dispersion --------------------------------------------------------------------------------------------------
+def test_a_few_cells_leave_the_linear_variance_as_it_is():
+    """Three cells weigh about as much as the prior's pseudo-cells: the power stays between one and theirs."""
+    logs = torch.full((2, 3, 1), -1.0, dtype=F64)
+    logs[1] = 0
+    miss = torch.full((3, 1), math.exp(-2.0), dtype=F64)  # alone they ask for a power of two
+    power, none = _variance_powers(miss, torch.ones_like(miss), logs)[:, 0].tolist()
+    assert 1.2 < power < 1.8
+    assert none == 0
 
 
-def factor_of(scale, truth, held_out=None, family="gaussian"):
-    """Of a model that says ``N(0, scale^2)`` whatever it is asked."""
-    n_columns = truth.shape[1]
-    specs = [CellSpec("gaussian")] * (n_columns - 1) + [CellSpec(family, (-1.0, 1.0), (0.0,))]
-    model = ClosedFormVAE(ClosedFormSizes(1, 1, 0, 0, 0, -6.0), specs).double()
-    queries = all_held_out(truth)
-    queries = queries if held_out is None else queries._replace(held_out=held_out.double())
-    return _dispersion(model, queries, torch.zeros_like(truth), torch.full_like(truth, scale**2))
+def test_errors_are_those_of_the_linear_vaes_and_of_all_stages():
+    closed, told = fit(*step())
+    total = (closed.queries.held_out * closed.queries.truth.square()).sum(0)
+    for errors, record in ((closed.linear_errors, told[0]), (closed.errors, told[-1])):
+        assert record[2] == pytest.approx((errors / total).mean().item())
 
 
-@pytest.mark.parametrize("scale", [0.5, 0.8, 1.0, 1.6])
-def test_draws_of_the_wrong_dispersion_are_brought_to_the_right_one(scale):
-    """Cells are N(0, 1) and draws N(0, scale^2): the factor is 1 / scale."""
-    factor = factor_of(scale, RandomTensors().normal(8000, 2))
-    torch.testing.assert_close(factor, torch.full((2,), 1 / scale, dtype=F64), rtol=0.04, atol=0)
-
-
-def test_intervals_of_a_fit_hold_nine_cells_of_ten():
+def test_variances_of_a_fit_are_as_large_as_its_squared_misses():
     closed, _ = fit(*step(400))
-    q, normal = closed.queries, math.sqrt(2) * torch.special.erfinv(torch.tensor(0.9, dtype=F64))
-    inside = (q.truth - closed.answers).abs() <= closed.dispersion * normal * closed.variance.sqrt()
-    share = (inside * q.held_out).sum(0) / q.held_out.sum(0)
-    torch.testing.assert_close(share, torch.full((2,), 0.9, dtype=F64), rtol=0, atol=0.02)
-
-
-def test_a_column_that_is_not_asked_for_has_the_factor_of_none():
-    held_out = torch.ones(4000, 3, dtype=torch.bool)
-    held_out[:, 1] = False
-    factor = factor_of(0.5, RandomTensors().normal(4000, 3), held_out)
-    torch.testing.assert_close(factor[[0, 2]], torch.full((2,), 2.0, dtype=F64), rtol=0.06, atol=0)
-    assert factor[1] == 1
-
-
-def test_few_cells_of_a_column_say_little_of_it():
-    """Ten cells, all at ten times the scale, beside thousands that are as they should be."""
-    truth, held_out = RandomTensors().normal(4000, 2), torch.ones(4000, 2, dtype=torch.bool)
-    held_out[10:, 1], truth[:10, 1] = False, 10.0
-    own = 10 / 1.645  # in half widths of 90% intervals
-    assert 1.0 < factor_of(1.0, truth, held_out)[1].item() < 1.2 * math.exp(10 / 60 * math.log(own))
-
-
-def test_what_is_no_number_on_a_line_keeps_its_draws():
-    truth = 9 * RandomTensors().normal(300, 2)
-    assert factor_of(1.0, truth, family="discrete").tolist() == [3, 1]  # as far as it goes, and as it was
-    assert factor_of(1.0, truth, torch.zeros(300, 2)).tolist() == [1, 1]
+    q = closed.queries
+    relative = (q.held_out * (q.truth - closed.answers).square() / closed.variance).sum(0) / q.held_out.sum(0)
+    torch.testing.assert_close(relative, torch.ones(2, dtype=F64), rtol=0, atol=0.1)
 
 
 # ---- odd tables --------------------------------------------------------------------------------------------------
@@ -441,7 +413,6 @@ def test_odd_tables_do_not_break(shape, spoil):
     mean, variance = moments(closed, values, observed)
     assert mean.isfinite().all()
     assert (variance > 0).all()
-    assert ((closed.dispersion >= 0.5) & (closed.dispersion <= 3)).all()
 
 
 @pytest.mark.parametrize("n", [2, 5, 39, 40, 120])
@@ -452,4 +423,3 @@ def test_classes_alone(n):
     mean, variance = moments(closed, *table[:2])
     assert mean.isfinite().all()
     assert (variance > 0).all()
-    assert (closed.dispersion == 1).all()

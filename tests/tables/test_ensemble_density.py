@@ -9,18 +9,20 @@ import torch
 from toy import F64, factor_analysis, numeric_table, rows_of
 
 from vaeimpute.anomaly.calibration import CellCalibration, RowCalibration
+from vaeimpute.anomaly.lattice import Lattice
 from vaeimpute.gaussian.factor_analysis import FactorAnalysis, conditional
 from vaeimpute.gaussian.factor_analysis import log_likelihood as exact_log_likelihood
+from vaeimpute.likelihoods.margins import Margins
 from vaeimpute.persistence import from_state, to_state
 from vaeimpute.tables.closed_form import ClosedFormVAE
+from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.ensemble_density import EnsembleDensity, fit_ensemble_density
 from vaeimpute.tables.fit import fit_ensemble
 from vaeimpute.tables.models import JointVAE
 from vaeimpute.training.schedule import TimeBudget
-from vaeimpute.vae.inference import Ensemble
 
 TRUTH = factor_analysis(4, 1)
-PARTS = (EnsembleDensity, Ensemble, JointVAE, ClosedFormVAE, RowCalibration, CellCalibration)
+PARTS = (EnsembleDensity, TableEnsemble, JointVAE, ClosedFormVAE, Margins, Lattice, RowCalibration, CellCalibration)
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,24 @@ import pytest
 import torch
 from toy import F64, KINDS, N_CATEGORIES, factor_analysis, mixed, numeric_table, rows_of
 
+from vaeimpute.anomaly.lattice import Lattice
 from vaeimpute.gaussian.factor_analysis import FactorAnalysis
 from vaeimpute.gaussian.factor_analysis import log_likelihood as exact_log_likelihood
+from vaeimpute.likelihoods.margins import Margins
 from vaeimpute.persistence import from_state, to_state
 from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
 from vaeimpute.tables.data import Table
 from vaeimpute.tables.defaults import MIN_ROWS
+from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.fit import fit_ensemble, fit_imputer
 from vaeimpute.tables.models import JointVAE
 from vaeimpute.tables.smoother_fit import SmootherTraining
-from vaeimpute.training.runtime import make_generator
 from vaeimpute.training.schedule import TimeBudget
-from vaeimpute.vae.inference import Ensemble, draw, impute, log_likelihood, sample
+from vaeimpute.vae.inference import impute, log_likelihood
 
 CLOSED = ["linear", "smoother"]  # stages of less than 100 rows
-CLASSES = {kind.__name__: kind for kind in (JointVAE, ClosedFormVAE, ClosedFormStack, Ensemble)}
+PARTS = (TableEnsemble, JointVAE, ClosedFormVAE, ClosedFormStack, Margins, Lattice)
+CLASSES = {kind.__name__: kind for kind in PARTS}
 EFFORTS = pytest.mark.parametrize("effort", ["auto", "full"])
 
 
@@ -86,7 +89,7 @@ def test_two_threads_that_fit_at_once_give_what_each_gives_alone():
 
     def learnt(place):
         ensemble, _ = fit(tables[place], place, max_iter=3, effort=("auto", "full")[place])
-        drawn = draw(ensemble, *tables[place][:2], 2, make_generator(place))
+        drawn = ensemble.draw(*tables[place][:2], 2, place)
         return tensors_of(ensemble), drawn
 
     alone = [learnt(place) for place in range(2)]
@@ -252,7 +255,7 @@ def assert_fits(shape, spoil, effort):
     table = table._replace(values=torch.where(table.observed, table.values, 0))
     ensemble, _ = fit(table, max_iter=4, effort=effort)
     assert_cells_are_possible(impute(ensemble, *table[:2]), table)
-    assert_cells_are_possible(draw(ensemble, *table[:2], 3, make_generator(0)), table)
+    assert_cells_are_possible(ensemble.draw(*table[:2], 3, 0), table)
     assert log_likelihood(ensemble, *table[:2]).isfinite().all()
 
 
@@ -289,7 +292,7 @@ def test_classes_alone(n, effort):
     table = Table(table.values[:, 4:], table.observed[:, 4:], table.kinds[4:], table.n_categories[4:])
     ensemble, _ = fit(table, max_iter=4, effort=effort)
     assert_cells_are_possible(impute(ensemble, *table[:2]), table)
-    assert_cells_are_possible(draw(ensemble, *table[:2], 3, make_generator(0)), table)
+    assert_cells_are_possible(ensemble.draw(*table[:2], 3, 0), table)
 
 
 @pytest.mark.parametrize("kind", ["ordinal", "categorical", "boolean"])
@@ -302,7 +305,7 @@ def test_classes_that_never_vary_or_never_occur(kind):
     table = Table(values, observed, [kind] * 3, [1, 2, 2])
     ensemble, _ = fit(table)
     assert_cells_are_possible(impute(ensemble, values, observed), table)
-    assert_cells_are_possible(draw(ensemble, values, observed, 3, make_generator(0)), table)
+    assert_cells_are_possible(ensemble.draw(values, observed, 3, 0), table)
 
 
 # ---- devices -----------------------------------------------------------------------------------------------------
@@ -319,8 +322,9 @@ def test_a_fit_on_the_gpu_works_there_and_here():
     there = impute(ensemble, *on_gpu[:2])
     assert there.device.type == "cuda"
     assert_cells_are_possible(there.cpu(), table)
-    assert_cells_are_possible(draw(ensemble, *on_gpu[:2], 3, make_generator(0, device)).cpu(), table)
-    assert sample(ensemble, 5, make_generator(0, device)).shape == (5, len(KINDS))
+    in_double = table._replace(values=table.values.double())
+    assert_cells_are_possible(ensemble.draw(*on_gpu[:2], 3, 0).cpu(), in_double)
+    assert ensemble.sample(5, 0).shape == (5, len(KINDS))
     here = from_state(*to_state({"e": ensemble}), CLASSES, torch.device("cpu"))["e"]
     torch.testing.assert_close(
         log_likelihood(here, *table[:2]), log_likelihood(ensemble, *on_gpu[:2]).cpu(), rtol=0, atol=0.05

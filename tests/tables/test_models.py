@@ -9,20 +9,24 @@ import pytest
 import torch
 from toy import F64, factor_analysis, mixed, rows_of
 
+from vaeimpute.anomaly.lattice import Lattice
 from vaeimpute.gaussian.factor_analysis import FactorAnalysis, conditional, posterior
 from vaeimpute.gaussian.factor_analysis import log_likelihood as exact_log_likelihood
 from vaeimpute.likelihoods.base import CellSpec
+from vaeimpute.likelihoods.margins import Margins
 from vaeimpute.persistence import from_state, to_state
 from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
+from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.fit import fit_ensemble
 from vaeimpute.tables.models import JointVAE, Sizes
 from vaeimpute.training.runtime import make_generator
 from vaeimpute.training.schedule import TimeBudget
 from vaeimpute.vae.base import Batch
-from vaeimpute.vae.inference import Ensemble, cell_log_likelihood, draw, impute, latent_noise, log_likelihood
+from vaeimpute.vae.inference import cell_log_likelihood, impute, latent_noise, log_likelihood
 
 M, B, D = 2, 30, 6
-CLASSES = {kind.__name__: kind for kind in (JointVAE, ClosedFormVAE, ClosedFormStack, Ensemble)}
+PARTS = (TableEnsemble, JointVAE, ClosedFormVAE, ClosedFormStack, Margins, Lattice)
+CLASSES = {kind.__name__: kind for kind in PARTS}
 WIDTHS = pytest.mark.parametrize("width", [0, 16])
 
 
@@ -59,8 +63,10 @@ def test_state_round_trip(ensemble, table):
     for function in (impute, log_likelihood, cell_log_likelihood):
         one, other = (function(e, table.values, table.observed) for e in (ensemble, again))
         assert torch.equal(one, other)
-    one, other = (draw(e, table.values, table.observed, 3, make_generator(0)) for e in (ensemble, again))
+    one, other = (e.draw(table.values, table.observed, 3, 0) for e in (ensemble, again))
     assert torch.equal(one, other)
+    assert torch.equal(ensemble.sample(9, 0), again.sample(9, 0))
+    assert torch.equal(ensemble.medians(*table[:2]), again.medians(*table[:2]))
     back, again_described = to_state({"ensemble_": again})
     assert again_described == description
     assert back.keys() == tensors.keys()

@@ -87,6 +87,15 @@ def test_few_rows_are_asked_in_other_groups_again():
     assert len(of_first.unique(dim=0)) > 4
 
 
+def test_repeats_ask_rows_of_middling_tables_more_often():
+    """At most four times, and as long as there are no more queries than wanted."""
+    for n, most, copies in ((50, MANY, 4), (600, MANY, 4), (1500, MANY, 2), (600, 4800, 2), (3000, MANY, 1)):
+        case = Case(n, missing=0.0)
+        q, _ = hide_each_cell_once(case.features, case.observed, COLUMNS, most, make_generator(1), repeats=4)
+        assert q.copies == copies
+        assert len(q.held_out[q.row == 0].unique(dim=0)) > 2 * copies
+
+
 def test_of_many_rows_a_random_part_is_asked():
     case = Case(3000, most=800)
     assert len(case.queries.row) == 800

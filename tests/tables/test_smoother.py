@@ -12,6 +12,7 @@ from vaeimpute.tables.smoother import (
     HEADS,
     N_HEADS,
     Given,
+    Layout,
     Reference,
     estimate,
     gates,
@@ -61,8 +62,11 @@ def nowhere(members=S, n=B):
     return torch.full((members, n), -1)
 
 
-def estimates(theta, reference, given, own, backbone):
-    return estimate(theta, prepare(theta, reference), given, own, backbone, with_variance=True)
+NUMBERS = Layout([], slice(None), torch.full((2, F), torch.nan, dtype=F64))
+
+
+def estimates(theta, reference, given, own, backbone, layout=NUMBERS):
+    return estimate(theta, prepare(theta, reference, layout, backbone), given, own, backbone, with_variance=True)
 
 
 def weights_by_hand(theta, reference, given, own):
@@ -102,7 +106,7 @@ def test_estimates_are_those_by_hand(random, theta, reference, backbone, at_home
 
 def test_the_variance_is_only_made_where_it_is_wanted(random, theta, reference, backbone):
     given = rows_given(random, backbone)
-    without = estimate(theta, prepare(theta, reference), given, nowhere(), backbone)
+    without = estimate(theta, prepare(theta, reference, NUMBERS, backbone), given, nowhere(), backbone)
     torch.testing.assert_close(without.mean, estimates(theta, reference, given, nowhere(), backbone).mean)
     assert not without.variance.any()
 
@@ -259,3 +263,57 @@ def test_nothing_is_nan_or_infinite(random, backbone, dtype, rate, n_reference, 
     assert all(tensor.isfinite().all() and tensor.dtype == dtype for tensor in results)
     (gradient,) = torch.autograd.grad(sum(tensor.sum() for tensor in results), [theta])
     assert gradient.isfinite().all()
+
+
+class Levels:
+    """Rows of a number, a class of 40 levels, a number, and a class of 32; a feature of a level says no or yes."""
+
+    columns = torch.tensor([0] + 40 * [1] + [2] + 32 * [3])
+
+    def __init__(self, random):
+        self.random = random
+        self.no_yes = torch.stack([-random.uniform(74), 1 + random.uniform(74)])
+        self.no_yes[:, [0, 41]] = torch.nan
+        self.layout = Layout.of(self.columns, self.no_yes)
+        self.backbone = FactorAnalysis(0.3 * random.normal(74, 2), random.normal(74), 0.1 + random.uniform(74))
+
+    def rows(self, *shape):
+        """Values and which are observed, the levels of a class together."""
+        values = self.random.normal(*shape, 74)
+        for own in self.layout.classes:
+            of_level = torch.eye(own.stop - own.start)[self.random.integers(own.stop - own.start, *shape)] > 0
+            values[..., own] = torch.where(of_level, self.no_yes[1, own], self.no_yes[0, own])
+        return values, self.random.mask(*shape, 4, rate=0.6)[..., self.columns]
+
+
+def test_classes_of_many_levels_stand_together_and_others_are_the_rest(random):
+    layout = Levels(random).layout
+    assert layout.classes == [slice(1, 41), slice(42, 74)]
+    assert layout.rest.tolist() == [0, 41]
+    few = torch.tensor([0] + 31 * [1])
+    assert Layout.of(few, torch.ones(2, 32)).classes == []
+
+
+@pytest.mark.parametrize("members", [1, S])
+def test_a_class_that_is_looked_up_is_estimated_as_its_features_are(random, members):
+    """The same kernel, and where the class is hidden the same estimates and gradients."""
+    table = Levels(random)
+    values, known = table.rows(N)
+    reference = reference_of(values, known, table.backbone)
+    x, visible = table.rows(members, B)
+    given = given_by(torch.where(visible, x, 0), visible.double(), table.backbone)
+    theta = (start_theta(74).double() + 0.3 * random.normal(S, 3 * H + 1, 74)).requires_grad_()
+    own = random.integers(N, members, B) - 1
+    looked_up, plain = (
+        estimates(theta, reference, given, own, table.backbone, layout)
+        for layout in (table.layout, table.layout._replace(classes=[], rest=slice(None)))
+    )
+    of_class = torch.isin(table.columns, torch.tensor([1, 3]))
+    seen = (of_class & visible).expand(S, B, 74).unsqueeze(2).expand(S, B, H, 74)
+    weight = random.normal(S, B, H, 74) * ~seen
+    for ours, theirs in zip(looked_up, plain, strict=True):
+        torch.testing.assert_close(ours[~seen], theirs[~seen])
+        torch.testing.assert_close(
+            *(torch.autograd.grad((e * weight).sum(), theta, retain_graph=True) for e in (ours, theirs))
+        )
+    torch.testing.assert_close(looked_up.mean[seen], given.mean.unsqueeze(2).expand(S, B, H, 74)[seen])

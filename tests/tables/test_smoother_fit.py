@@ -8,12 +8,13 @@ from toy import F64, RandomTensors, given_by
 
 from vaeimpute.gaussian.factor_analysis import conditional, fit_factor_analysis
 from vaeimpute.tables.queries import N_FOLDS, hide_each_cell_once
-from vaeimpute.tables.smoother import Given, Reference, estimate, gates, prepare, start_theta
+from vaeimpute.tables.smoother import Given, Layout, Reference, estimate, gates, prepare, start_theta
 from vaeimpute.tables.smoother_fit import SmootherTraining
 from vaeimpute.training.runtime import make_generator
 from vaeimpute.training.schedule import TimeBudget
 
 STEPS = 60
+NUMBERS = Layout([], slice(None), torch.full((2, 2), torch.nan))
 
 
 class Trial:
@@ -42,6 +43,7 @@ class Trial:
             **parts,
             backbones=self.lines,
             weight=weight,
+            layout=NUMBERS,
             n_steps=self.n_steps,
             n_reference_in_step=self.n_reference_in_step,
             generator=generator,
@@ -60,7 +62,9 @@ class Trial:
                 rows = ((self.queries.fold == f) & (self.half == s)).nonzero().squeeze(-1)
                 given = Given(*(part.unsqueeze(0) for part in self.given.at(rows)))
                 one = theta[s : s + 1]
-                votes = estimate(one, prepare(one, self.reference), given, self.place[rows].unsqueeze(0), line)
+                votes = estimate(
+                    one, prepare(one, self.reference, NUMBERS, line), given, self.place[rows].unsqueeze(0), line
+                )
                 gate = gates(one)
                 answers[rows] = (gate[:, :, 0] * given.mean + (gate[:, :, 1:] * votes.mean).sum(2))[0]
         return answers

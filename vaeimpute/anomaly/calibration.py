@@ -20,6 +20,7 @@ _SMALLEST_SCALE = 1e-3  # of a score, in units of its size: a score that never v
 _STEPS = (0.3, 0.5, 0.7, 0.9)  # shares of observed cells between which rows are compared
 _MIN_GROUP = 100
 _INLIERS = 0.97  # share of the rows that shape the calibration by mask
+_NEWTON_STEPS, _NEWTON_TOLERANCE, _SHORTEST_STEP = 50, 1e-9, 1e-6
 _QUANTILES = 4096  # of the reference cells' scores: more tell no more of a tail
 
 
@@ -96,10 +97,9 @@ class MaskCalibration:
         location = Ridge(1.0).fit(bits, score)
         squares = (score - location.predict(bits)) ** 2
         average = max(float(squares.mean()), 1e-12)  # the solver wants targets of usual size
-        variance = Ridge(1.0, positive=True).fit(bits, squares / average)
         return cls(
             np.append(location.coef_, location.intercept_),
-            average * np.append(variance.coef_, variance.intercept_),
+            average * _positive_ridge(bits, squares / average),
             max(0.01 * average, (_SMALLEST_SCALE * (1 + float(np.abs(score).mean()))) ** 2),
         )
 
@@ -115,6 +115,35 @@ class MaskCalibration:
         bits = np.column_stack([observed, np.ones(len(observed))]).astype(float)
         z = (score - bits @ self.location) / np.sqrt(np.maximum(bits @ self.variance, self.floor))
         return np.where(observed.any(1), z, 0.0)
+
+
+def _positive_ridge(inputs: NDArray, target: NDArray) -> NDArray:
+    """Ridge regression (penalty one) of targets (n,) on inputs (n, D): coefficients, none negative, and the intercept.
+
+    With more inputs than rows by Newton's method for its dual, ``r + X max(0, X' r) = y``, whose root is the residual:
+    the Hessian is piecewise constant, so that few steps reach it.
+    """
+    if inputs.shape[1] <= len(inputs):
+        ridge = Ridge(1.0, positive=True).fit(inputs, target)
+        return np.append(ridge.coef_, ridge.intercept_)
+    center, mean = inputs.mean(0), target.mean()
+    X, y = inputs - center, target - mean
+
+    def dual(r: NDArray) -> float:
+        return float(0.5 * r @ r + 0.5 * np.square(np.maximum(r @ X, 0)).sum() - y @ r)
+
+    r = np.zeros_like(y)
+    for _ in range(_NEWTON_STEPS):
+        active = X[:, r @ X > 0]
+        step = np.linalg.solve(np.eye(len(y)) + active @ active.T, y) - r
+        length = 1.0
+        while dual(r + length * step) > dual(r) and length > _SHORTEST_STEP:
+            length /= 2
+        r = r + length * step
+        if np.abs(step).max() < _NEWTON_TOLERANCE:
+            break
+    coef = np.maximum(r @ X, 0)
+    return np.append(coef, mean - center @ coef)
 
 
 class RowCalibration(Fitted):

@@ -98,6 +98,12 @@ def main() -> None:
     metavar="M",
     help="Write M random draws instead of the one best guess: OUT_1, OUT_2, ...",
 )
+@click.option(
+    "--intervals",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_known_extension,
+    help="Write between which numbers each filled one lies, with 90% probability, to this file too.",
+)
 @_seed
 @_effort
 @_time_budget
@@ -110,6 +116,7 @@ def impute(
     model: Path | None,
     save: Path | None,
     n_imputations: int | None,
+    intervals: Path | None,
     seed: int,
     effort: str,
     time_budget: float | None,
@@ -125,7 +132,7 @@ def impute(
     if n_imputations is not None:
         width = len(str(n_imputations))
         outputs = [out.with_stem(f"{out.stem}_{i:0{width}}") for i in range(1, n_imputations + 1)]
-    check_writable([*outputs, *([save] if save else [])], force=force)
+    check_writable([*outputs, *filter(None, (intervals, save))], force=force)
     frame = read(table)
     with _plain_messages():
         if model is not None:
@@ -140,15 +147,31 @@ def impute(
             filled = [imputer.impute(frame)]  # type: ignore[list-item]
         else:
             filled = imputer.impute(frame, n_imputations=n_imputations, random_state=seed)  # type: ignore[assignment]
+        ranges = imputer.intervals(frame) if intervals else None
         _keep(imputer, save)
     present = text_of(table) if table.suffix.lower() == ".csv" else None
     if present is not None:
         present = present.where(frame.notna()) if present.shape == frame.shape else None
     for path, result in zip(outputs, filled, strict=True):
         write(result, path, present)
+    if intervals and ranges:
+        write(_long(frame, filled[0], *ranges), intervals)
     n_filled = int((frame.isna() & filled[0].notna()).sum().sum())
     where = str(outputs[0]) if len(outputs) == 1 else f"{outputs[0]} ... {outputs[-1].name}"
     click.echo(f"Filled {n_filled} of {frame.size} cells: {where}")
+
+
+def _long(frame: pd.DataFrame, filled: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> pd.DataFrame:
+    """Row (from 1), column, value, low and high of each filled number, row by row."""
+    import pandas as pd
+
+    parts = []
+    for name in frame:
+        rows = (frame[name].isna() & low[name].notna()).to_numpy().nonzero()[0]
+        ends = {"low": low[name].iloc[rows].array, "high": high[name].iloc[rows].array}
+        parts.append(pd.DataFrame({"row": rows + 1, "column": name, "value": filled[name].iloc[rows].array, **ends}))
+    long = pd.concat([part.astype(dict.fromkeys(("value", "low", "high"), object)) for part in parts])
+    return long.sort_values("row", kind="stable")
 
 
 @main.command(short_help="Pool a regression over completed tables.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,14 +29,26 @@ from vaeimpute.likelihoods.margins import Margins
 from vaeimpute.likelihoods.pixels import PIXELS
 from vaeimpute.persistence import Fitted
 from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
+from vaeimpute.tables.covariates import CovariateModel
 from vaeimpute.tables.density import MixtureDensity
 from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.ensemble_density import EnsembleDensity
+from vaeimpute.tables.intervals import IntervalCalibration
 from vaeimpute.tables.models import JointVAE
 from vaeimpute.vae.inference import Ensemble
 
 _MANY, _UNLIKE = 50, 0.8  # values of a column of classes, and the share of different ones that makes it an identifier
 _STACKLEVEL = 5  # of a warning, from here to the caller of `fit`
+
+
+class Covariates(Protocol):
+    """A model of the columns beside an outcome, in one chain with the completed table."""
+
+    def propose(self, n_proposals: int) -> torch.Tensor:
+        """Completed rows (K, r, d)."""
+
+    def update(self, completed: torch.Tensor) -> None:
+        """Draw the parameters anew given a completed table (n, d)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,8 @@ class Domain:
         Classes that a model file may hold.
     plot : callable
         ``(encoder, X, encoded, expected, scores, rows, ax) -> Axes``.
+    covariates : callable, default=None
+        ``(ensemble, values, observed, column, number, seed) -> Covariates``; None where rows have no outcomes.
     """
 
     name: str
@@ -77,6 +91,7 @@ class Domain:
     fit_detector: Callable[..., FittedModels]
     parts: tuple[type[Fitted], ...]
     plot: Callable[..., Any]
+    covariates: Callable[..., Covariates] | None = None
 
     def modelled(self, encoded: Encoded) -> NDArray[np.bool_]:
         """Which columns the models are of, (D,)."""
@@ -151,9 +166,10 @@ TABLES = Domain(
     fit_detector=tables.fit_detector,
     parts=(
         *(JointVAE, ClosedFormVAE, ClosedFormStack, TableEnsemble, EnsembleDensity, MixtureDensity, Mixture),
-        *(Margins, ContaminationDensity, Lattice, RowCalibration, CellCalibration),
+        *(Margins, IntervalCalibration, ContaminationDensity, Lattice, RowCalibration, CellCalibration),
     ),
     plot=_plot_rows,
+    covariates=CovariateModel,
 )
 
 

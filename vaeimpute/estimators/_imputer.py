@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from narwhals.typing import IntoDataFrame, IntoDataFrameT
 from numpy.typing import ArrayLike, NDArray
@@ -17,19 +16,21 @@ from sklearn.utils.validation import check_is_fitted
 
 from vaeimpute.anomaly.density import FittedModels
 from vaeimpute.estimators._base import BaseVAE
-from vaeimpute.estimators._generation import GenerativeVAE
+from vaeimpute.estimators._domains import Covariates
 from vaeimpute.estimators._missingness import self_masked_columns
+from vaeimpute.estimators._outcome import CompatibleDraws
 from vaeimpute.estimators._shift import ShiftRequest
 from vaeimpute.estimators._sklearn_compat import Interval, StrOptions, check_feature_names_in, get_output_config
+from vaeimpute.estimators._uncertainty import UncertainVAE
 from vaeimpute.estimators._validation import check_positive
 from vaeimpute.frames.containers import selected
 from vaeimpute.frames.encoded import Encoded
-from vaeimpute.tables.ensemble import TableEnsemble
+from vaeimpute.outcomes.outcome import Outcome
 from vaeimpute.tables.row_draws import Shift
 from vaeimpute.training.runtime import draw_seed, progress
 
 
-class VAEImputer(TransformerMixin, GenerativeVAE):
+class VAEImputer(TransformerMixin, UncertainVAE):
     """Impute the missing cells of a mixed-type table with a masked variational autoencoder.
 
     Linear VAEs, solved exactly on the observed cells, are the start. Kernel smoothers over the training rows and
@@ -200,6 +201,7 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         random_state: Any = None,
         *,
         shift: Mapping[Any, Any] | None = None,
+        outcome: Outcome | None = None,
     ) -> IntoDataFrameT | NDArray | list[IntoDataFrameT] | list[NDArray]:
         """Complete a table: container, index, column order and every dtype as they came.
 
@@ -221,6 +223,10 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
             given the shifted ones; points move by the average by which 50 draws do. Cells end where their column does:
             whole numbers at the last that was seen, real ones half the range beyond. Same seed, same random numbers,
             whatever the shift.
+        outcome : Outcome, default=None
+            The regression that the draws are for, if it has products, powers or curves, or is not linear: they are
+            then compatible with it. X is the table to be analysed: its rows alone tell how the other columns go
+            together. For tables, and with `n_imputations`.
 
         Returns
         -------
@@ -231,7 +237,9 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         ------
         ValueError, TypeError
             If X does not have the columns of the training table, or cells that they cannot hold; if `shift` names what
-            is not there.
+            is not there, or `outcome` does not fit the table, or both are given.
+        ImportError
+            If the terms of `outcome` are a formula, and formulaic is not installed.
 
         Examples
         --------
@@ -245,6 +253,10 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         [20, 20, 20]
         """
         n_draws = 0 if n_imputations is None else check_positive("n_imputations", n_imputations)
+        if outcome is not None:
+            if shift:
+                raise ValueError("outcome and shift do not go together: draws are for an outcome, or shifted.")
+            covariates = self._covariates_for(outcome, n_imputations)
         X, encoded = self._encoded(X)
         request = ShiftRequest(shift, self.encoder_, self.modelled_) if shift else None
         if n_imputations is None:
@@ -253,34 +265,12 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
                 return points
             points = self._point_estimates(encoded, self._shift(request, len(encoded.values), points))
             return self._filled(X, points, encoded.missing)
+        if outcome is not None:
+            return self._compatible(X, encoded, outcome, covariates, n_draws, random_state)
         seed = draw_seed(random_state)
         tables = [None] if request is None or not request.needs_tables else self._drawn(X, encoded, n_draws, seed)
         shifts = [] if request is None else [self._shift(request, len(encoded.values), table) for table in tables]
         return self._drawn(X, encoded, n_draws, seed, shifts)
-
-    @property
-    def missingness_(self) -> pd.DataFrame:
-        """What the fit says of columns that hide themselves; without rows if none does.
-
-        One row a column: `column`, `slope` of the probit per standard deviation of the column's normal scores, its 90%
-        interval `low, high`, `p_positive` (the probability that large cells hide), and `shift`: by how many standard
-        deviations of the observed cells the points of the hidden ones are higher than at random.
-
-        Examples
-        --------
-        >>> X = np.column_stack([np.arange(20.0), 2 * np.arange(20.0)])
-        >>> VAEImputer(random_state=0).fit(X).missingness_.columns.tolist()
-        ['column', 'slope', 'low', 'high', 'p_positive', 'shift']
-        """
-        check_is_fitted(self)
-        found = self._table_ensemble.self_masking() if isinstance(self.ensemble_, TableEnsemble) else None
-        if found is None:
-            return pd.DataFrame(columns=["column", "slope", "low", "high", "p_positive", "shift"])
-        columns, slopes, shift = (part.cpu().numpy() for part in found)
-        names = np.asarray(self.encoder_.names, dtype=object)[np.flatnonzero(self.modelled_)[columns]]
-        low, high = np.quantile(slopes, [0.05, 0.95], axis=0)
-        told = {"slope": slopes.mean(0), "low": low, "high": high, "p_positive": (slopes > 0).mean(0), "shift": shift}
-        return pd.DataFrame({"column": names} | told)
 
     def transform(self, X: IntoDataFrame | ArrayLike) -> Any:
         """Complete a table for the next step of a pipeline.
@@ -353,6 +343,39 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         names = check_feature_names_in(self, input_features)
         return np.asarray([*names[self._kept()], *self._indicator_names()], dtype=object)
 
+    def _covariates_for(self, outcome: Any, n_imputations: int | None) -> Callable[..., Covariates]:
+        """What models the other columns, if there can be an outcome."""
+        if not isinstance(outcome, Outcome):
+            raise TypeError(f"outcome must be an Outcome, but got a {type(outcome).__name__}.")
+        if n_imputations is None:
+            raise ValueError("outcome is for draws, but n_imputations is None. Pass n_imputations=20.")
+        if self._domain.covariates is None:
+            raise ValueError(f"outcome is for tables, but X is taken for {self._domain.name}.")
+        return self._domain.covariates
+
+    def _compatible(
+        self,
+        X: Any,
+        encoded: Encoded,
+        outcome: Outcome,
+        covariates: Callable[..., Covariates],
+        n_draws: int,
+        random_state: Any,
+    ) -> list:
+        """Draws that are compatible with the model of an outcome."""
+        seed = draw_seed(random_state)
+
+        def covariates_of(rows: NDArray, column: int, number: int) -> Covariates:
+            return covariates(self.ensemble_, *self._tensors(encoded, rows), column, number, seed)
+
+        def fill(table: Any, values: NDArray, missing: NDArray) -> Any:
+            return self._filled(table, values, missing, rounded=True)
+
+        drawn = CompatibleDraws(outcome, self.encoder_, X, encoded, self.modelled_, covariates_of, fill)
+        tables = [fill(X, drawn.draw(number, seed), encoded.missing) for number in range(n_draws)]
+        drawn.warn()
+        return tables
+
     def _learn(self, data: Any, seed: int) -> FittedModels:
         options: dict[str, Any] = {"seed": seed, "dtype": getattr(torch, self.dtype)}
         options |= {"effort": self.effort, "time_budget": self.time_budget, "max_iter": self.max_iter}
@@ -403,12 +426,6 @@ class VAEImputer(TransformerMixin, GenerativeVAE):
         options = {"shifts": [shift.at(incomplete.to(shift.added.device)) for shift in shifts]} if shifts else {}
         draws = self._draws(encoded, n_draws, seed, **options)
         return [self._filled(X, self._all_columns(drawn), encoded.missing, rounded=True) for drawn in draws]
-
-    @property
-    def _table_ensemble(self) -> TableEnsemble:
-        if not isinstance(self.ensemble_, TableEnsemble):
-            raise TypeError(f"want the ensemble of a table, got a {type(self.ensemble_).__name__}")
-        return self.ensemble_
 
     def _shift(self, request: ShiftRequest, n_rows: int, table: Any) -> Shift:
         """The shifts of all rows as the models take them, given a completed table."""

@@ -90,11 +90,37 @@ def like(X: Any, array: NDArray) -> Any:
     return _indexed(scores.to_native(), frame)
 
 
+def framed(X: Any, names: Sequence[Any], array: NDArray) -> Any:
+    """An array (n, K) as a frame of the sort of X, with its index and columns of these names; as it is for an array."""
+    if not is_frame(X):
+        return array
+    if isinstance(X, pd.DataFrame):
+        return pd.DataFrame(array, index=X.index, columns=list(names))
+    frame = nw.from_native(X, eager_only=True)
+    columns = {str(name): column for name, column in zip(names, array.T, strict=True)}
+    return nw.from_dict(columns, backend=frame.implementation).to_native()
+
+
 def repeated(X: Any, times: int) -> Any:
     """X stacked on itself, (times * n, D)."""
     if not is_frame(X):
         return np.concatenate([X] * times)
     return nw.concat([nw.from_native(X, eager_only=True)] * times).to_native()
+
+
+def rows_of(X: Any, rows: NDArray) -> Any:
+    """Some rows of X, by their positions."""
+    return nw.from_native(X, eager_only=True)[rows.tolist()].to_native() if is_frame(X) else X[rows]
+
+
+def without(X: Any, position: int) -> Any:
+    """A frame without the column at a position; an array with NaN in it, so that its others keep their places."""
+    if is_frame(X):
+        frame = nw.from_native(X, eager_only=True)  # by position: names need not be strings
+        return frame[:, [j for j in range(len(frame.columns)) if j != position]].to_native()
+    hidden = X.astype(object if X.dtype.kind == "O" else float)
+    hidden[:, position] = np.nan
+    return hidden
 
 
 def replaced(frame: nw.DataFrame | ArrayFrame | PandasFrame, columns: Mapping[Any, Any]) -> Any:

@@ -209,6 +209,13 @@ class TableEncoder:
         return frame.to_numpy() if self.schema.container == "numpy" else frame
 
     @property
+    def half_units(self) -> NDArray[np.float64]:
+        """Half a unit of the last decimal that a column's numbers have, standardised, (D,); 0 where they have many."""
+        plain = [c.decimals if c.kind is not Kind.POSITIVE else None for c in self.schema.columns]
+        scales = [column.scale for column in self.schema.columns]
+        return np.array([0.0 if d is None else 0.5 * 10.0**-d / s for d, s in zip(plain, scales, strict=True)])
+
+    @property
     def names(self) -> list[Any]:
         """Name of each column."""
         return list(self.schema.names)
@@ -227,6 +234,20 @@ class TableEncoder:
     def is_numeric(self) -> NDArray[np.bool_]:
         """Which columns hold numbers, and not categories, (D,)."""
         return np.array(self.n_categories) == 0
+
+    def numbers(self, values: NDArray[np.float64], j: int) -> NDArray[np.float64]:
+        """Observed cells (n,) of column j as `encode` gave them, in the user's unit; classes as codes."""
+        column = self.schema.columns[j]
+        numbers = values * column.scale + column.center
+        numbers = np.exp(numbers) if column.kind is Kind.POSITIVE else numbers
+        return numbers if column.decimals is None else np.round(numbers, column.decimals)  # what the scale has lost
+
+    def standardised(self, numbers: NDArray[np.float64], j: int) -> NDArray[np.float64]:
+        """The inverse of `numbers`; of positive columns, what is not above zero is as little as can be."""
+        column = self.schema.columns[j]
+        if column.kind is Kind.POSITIVE:
+            numbers = np.log(np.maximum(numbers, max(column.minimum / 1000, np.finfo(float).tiny)))
+        return (numbers - column.center) / column.scale
 
     def log_jacobian(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """``log |d value / d cell|`` of each number (n, D), in the user's unit; zero for categories."""

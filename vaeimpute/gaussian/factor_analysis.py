@@ -44,7 +44,9 @@ class ConditionalGaussian(NamedTuple):
     variance: Tensor
 
 
-def posterior(values: Tensor, observed: Tensor, model: FactorAnalysis) -> tuple[Tensor, Tensor]:
+def posterior(
+    values: Tensor, observed: Tensor, model: FactorAnalysis, columns: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Exact posterior of the latent given the observed cells.
 
     ``P = I + sum_{j in O} w_j w_j' / psi_j = L L'``, ``m = P^-1 sum_{j in O} w_j (x_j - b_j) / psi_j``.
@@ -55,6 +57,9 @@ def posterior(values: Tensor, observed: Tensor, model: FactorAnalysis) -> tuple[
         Cells and which of them count; what is stored in the other cells has no influence.
     model : FactorAnalysis
         Parameters with leading dimensions that broadcast against those of `values`.
+    columns : int Tensor of shape (F,), optional
+        If features share columns, the column of each: `observed` is then of columns, (B, D), and `values` are zero
+        where they are missing. Sums over features become sums over columns.
 
     Returns
     -------
@@ -64,9 +69,18 @@ def posterior(values: Tensor, observed: Tensor, model: FactorAnalysis) -> tuple[
         Lower Cholesky factor of the posterior precision P.
     """
     rank = model.rank
-    P = ((observed / model.psi.unsqueeze(-2)) @ _outer(model.W)).unflatten(-1, (rank, rank))
+    if columns is None:
+        P = (observed / model.psi.unsqueeze(-2)) @ _outer(model.W)
+        weighted = _precision_weighted(values, observed, model)
+    else:
+        of_feature = model.W / model.psi.unsqueeze(-1)
+        parts = torch.cat([_outer(model.W) / model.psi.unsqueeze(-1), of_feature * model.b.unsqueeze(-1)], -1)
+        of_column = parts.new_zeros(observed.shape[-1], parts.shape[-1]).index_add_(0, columns, parts)
+        P, offset = (observed.to(values) @ of_column).split([rank * rank, rank], -1)
+        weighted = values @ of_feature - offset
+    P = P.unflatten(-1, (rank, rank))
     chol = torch.linalg.cholesky(P + torch.eye(rank, dtype=P.dtype, device=P.device))
-    return torch.cholesky_solve(_precision_weighted(values, observed, model).unsqueeze(-1), chol).squeeze(-1), chol
+    return torch.cholesky_solve(weighted.unsqueeze(-1), chol).squeeze(-1), chol
 
 
 def _outer(W: Tensor) -> Tensor:
@@ -131,6 +145,7 @@ def fit_factor_analysis(
     n_iter: int = 30,
     tol: float = 1e-6,
     start: FactorAnalysis | None = None,
+    columns: Tensor | None = None,
 ) -> FactorAnalysis:
     """Fit a linear VAE by EM on the observed cells.
 
@@ -153,6 +168,8 @@ def fit_factor_analysis(
         Stop when no noise variance or offset moves by more than this in a sweep.
     start : FactorAnalysis, optional
         Where to begin, of this rank: a fit to other rows, or what `widened` gives. Principal directions if None.
+    columns : int Tensor of shape (F,), optional
+        Column of each feature, if features of one are observed together.
 
     Returns
     -------
@@ -164,8 +181,11 @@ def fit_factor_analysis(
     model = _principal_start(values, observed, rank, floor) if start is None else start
     prior = torch.tensor([1.0] * rank + [1e-6], dtype=torch.float64, device=values.device)
     eye = torch.eye(rank, dtype=torch.float64, device=values.device)
+    if columns is not None:
+        one_of_each = torch.zeros_like(columns[: int(columns.max()) + 1])
+        observed = observed[:, one_of_each.scatter_(0, columns, torch.arange(len(columns), device=columns.device))]
     for _ in range(n_iter):
-        statistics = _statistics(values, observed, model).double()
+        statistics = _statistics(values, observed, model, columns).double()
         W, b, psi = m_step(statistics, model.psi.double(), prior, floor)
         moment = statistics.latent / len(values)
         mean_z = moment[:rank, rank]
@@ -219,10 +239,10 @@ def _principal_directions(centred: Tensor, observed: Tensor, rank: int) -> tuple
     return pad(directions, (missing, 0)).to(centred), pad(scale, (missing, 0)).to(centred)
 
 
-def _statistics(values: Tensor, observed: Tensor, model: FactorAnalysis) -> Statistics:
+def _statistics(values: Tensor, observed: Tensor, model: FactorAnalysis, columns: Tensor | None) -> Statistics:
     """Those of all rows, in bounded memory."""
-    parts = (
-        e_step(values[rows], observed[rows], *posterior(values[rows], observed[rows], model))
-        for rows in row_slices(len(values), values.shape[1] + 4 * (model.rank + 1) ** 2)
+    slices = row_slices(len(values), values.shape[1] + 4 * (model.rank + 1) ** 2)
+    batches = ((values[rows], observed[rows]) for rows in slices)
+    return reduce(
+        Statistics.plus, (e_step(*rows, *posterior(*rows, model, columns), columns=columns) for rows in batches)
     )
-    return reduce(Statistics.plus, parts)

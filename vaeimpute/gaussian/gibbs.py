@@ -58,6 +58,8 @@ def draw_parameters(
         z = _draw_latents_of_complete_rows(*((x, model) if masks is None else masks.widened(x, model)), generator)
         x = _complete(values, observed, z, model, generator, masks)
         model, root = _draw_given_all(x, pad(z, (0, 1), value=1.0), model.psi, floor, generator)
+        if masks is None:  # which would know of the latents too
+            model = model._replace(b=_draw_offsets(x, model, generator))
         if masks is not None:
             masks.draw(x, z, root)
         if sweep >= n_warm_up and (sweep - n_warm_up) % n_between == n_between - 1:
@@ -117,6 +119,12 @@ def _draw_given_all(
     psi = (residual.clamp(min=0) + floor) / (2 * torch._standard_gamma(shape, generator=generator))
     root = _draw_latent_root(moments, generator)
     return FactorAnalysis(coef[:, :-1] @ root, coef[:, -1], torch.maximum(psi, floor)), root
+
+
+def _draw_offsets(x: Tensor, model: FactorAnalysis, generator: Generator) -> Tensor:
+    """Offsets without the latents, which come next: given them, where noise is small, they would not move."""
+    of_latents, of_cells = _normal(x.new_empty(sum(model.W.shape)), generator).split([model.rank, x.shape[1]])
+    return x.mean(0) + (model.W @ of_latents + model.psi.sqrt() * of_cells) / len(x) ** 0.5
 
 
 def _draw_regressions(moments: Tensor, target: Tensor, psi: Tensor, generator: Generator) -> Tensor:

@@ -51,7 +51,12 @@ class Statistics(NamedTuple):
 
 
 def e_step(
-    values: Tensor, observed: Tensor, mean: Tensor, chol: Tensor, responsibility: Tensor | None = None
+    values: Tensor,
+    observed: Tensor,
+    mean: Tensor,
+    chol: Tensor,
+    responsibility: Tensor | None = None,
+    columns: Tensor | None = None,
 ) -> Statistics:
     """Expected sufficient statistics of a batch of rows, given the posterior of each row's latent.
 
@@ -63,6 +68,8 @@ def e_step(
         Mean of each row's latent and the Cholesky factor of its precision.
     responsibility : Tensor of shape (..., B), optional
         Weight of each row; one if None.
+    columns : int Tensor of shape (F,), optional
+        If features share columns, the column of each: `observed` is then of columns, (B, D).
     """
     rank = mean.shape[-1]
     z1 = torch.nn.functional.pad(mean, (0, 1), value=1.0)  # (..., B, L + 1)
@@ -76,8 +83,10 @@ def e_step(
         latent = (responsibility.unsqueeze(-2) @ moment).squeeze(-2)
         weight, cells, squares = (responsibility.unsqueeze(-2) * part for part in (weight, cells, squares))
     size = (rank + 1, rank + 1)
-    design = (weight @ moment).unflatten(-1, size)
-    return Statistics(latent.unflatten(-1, size), design, cells @ z1, squares.sum(-1), weight.sum(-1))
+    design, n_observed = (weight @ moment).unflatten(-1, size), weight.sum(-1)
+    if columns is not None:
+        design, n_observed = design[..., columns, :, :], n_observed[..., columns]
+    return Statistics(latent.unflatten(-1, size), design, cells @ z1, squares.sum(-1), n_observed)
 
 
 def m_step(statistics: Statistics, psi: Tensor, prior: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""The margins of numbers: a column's quantile function, and the normal whose image has a given mean and spread.
+"""The margins of numbers: a column's quantile function, and the normal that Q carries to a given mean and spread.
 
 A cell is ``Q(mu + sigma t)`` with a standard normal ``t``. ``Q`` is the column's own quantile function in units of a
 normal score, with a step at every value that repeats: zeros, ceilings and lists of values come back with their
 frequencies. ``mu`` and ``sigma`` are chosen so that mean and standard deviation of the cell are those predicted. Where
-nothing is known they are 0 and 1, and the cell is drawn from the column; of a nearly certain one the image is nearly
+nothing is known they are 0 and 1, and the cell is drawn from the column; a nearly certain one is nearly
 normal.
 """
 
@@ -44,7 +44,7 @@ class Margins(Fitted):
     def fit(cls, values: Tensor, observed: Tensor) -> Margins:
         """Learn from cells (n, D)."""
         columns = [_knots(values[observed[:, j], j].double().cpu()) for j in range(values.shape[1])]
-        longest = max(len(score) for score, _ in columns)
+        longest = max(2, *(len(score) for score, _ in columns))
         padded = [[torch.cat([part, part[-1:].expand(longest - len(part))]) for part in knots] for knots in columns]
         score, value = (torch.stack(part).to(values.device) for part in zip(*padded, strict=True))
         return cls(score=score, value=value)
@@ -75,6 +75,21 @@ class Margins(Fitted):
         beyond = ((sought - ends[0]).clamp(max=0) / slopes[0]) + ((sought - ends[1]).clamp(min=0) / slopes[1])
         within = torch.where(end > first, step, between)
         return (within.clamp(-_FARTHEST, _FARTHEST) + beyond).T
+
+    def score_ranges(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest normal score (n, D) at which ``Q`` has that value: two where it repeats."""
+        sought, last = values.T.to(self.value).contiguous(), self.value.shape[1] - 1
+        edges = []
+        for right in (False, True):
+            at = torch.searchsorted(self.value, sought, right=right)
+            above = at.clamp(1, last)
+            low, high = self.value.gather(1, above - 1), self.value.gather(1, above)
+            share = torch.where(high > low, (sought - low) / (high - low).clamp(min=1e-300), float(right)).clamp(0, 1)
+            edges.append(torch.lerp(self.score.gather(1, above - 1), self.score.gather(1, above), share))
+        low, high = self._end_slopes[:, :, None].clamp(min=1e-12)
+        beyond = (sought - self.value[:, :1]).clamp(max=0) / low + (sought - self.value[:, -1:]).clamp(min=0) / high
+        beyond = beyond.clamp(-_LARGEST_SCORE, _LARGEST_SCORE)
+        return (edges[0] + beyond).T, (edges[1] + beyond).T
 
     def matched(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
         """``mu`` and ``sigma`` (n, D) of cells with that mean and standard deviation (n, D)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -17,7 +18,7 @@ from vaeimpute.gaussian.factor_analysis import FactorAnalysis, cell_variance, de
 from vaeimpute.likelihoods.base import CellSpec
 from vaeimpute.likelihoods.columns import ColumnLikelihoods
 from vaeimpute.tables.corrections import Correction, Indicators, RandomFeatures
-from vaeimpute.tables.smoother import N_HEADS, Given, Prepared, Reference, estimate, mix, prepare
+from vaeimpute.tables.smoother import N_HEADS, Given, Layout, Prepared, Reference, estimate, mix, prepare
 from vaeimpute.vae.base import VAE, Batch
 
 SMALLEST_VARIANCE = 1e-10
@@ -140,6 +141,11 @@ class ClosedFormVAE(VAE):
         return RandomFeatures(self.directions, self.knots, self.center, self.scale)
 
     @property
+    def layout(self) -> Layout:
+        """Where classes of many levels stand."""
+        return Layout.of(self.likelihoods.feature_columns, self.likelihoods.indicator_range().to(self.W))
+
+    @property
     def indicators(self) -> Indicators:
         """The features that stand for classes."""
         low_high = self.likelihoods.indicator_range().to(self.W)
@@ -162,7 +168,7 @@ class ClosedFormVAE(VAE):
     ) -> Smoothed:
         """What one smoother (3 H + 1, F) makes of rows that stand at `place` (B,) among the reference rows, or -1."""
         theta = theta.unsqueeze(0)
-        prepared, parts = prepared or prepare(theta, self.reference_rows), []
+        prepared, parts = prepared or prepare(theta, self.reference_rows, self.layout, backbone), []
         for rows in row_slices(len(place), 2 * N_HEADS * len(self.reference)):
             q = Given(*(part[rows].unsqueeze(0) for part in given))
             votes = estimate(theta, prepared, q, place[rows].unsqueeze(0), backbone, with_variance=True)
@@ -207,7 +213,7 @@ class ClosedFormVAE(VAE):
         kept = self._prepared()
         place, best = self._place(x, given.visible), self.linear_vaes[0]
         each = [self.smooth(t, given, place, best, p) for t, p in zip(self.theta, kept.smoothers, strict=True)]
-        smoothed = Smoothed(*(torch.stack(part).mean(0) for part in zip(*each, strict=True)))
+        smoothed = Smoothed(*(reduce(torch.add, part) / len(part) for part in zip(*each, strict=True)))
         doubt = self.doubt(given.variance)
         mean = given.mean + doubt * (1 - self.linear_share) * (smoothed.answer - given.mean)
         inputs = doubt.unsqueeze(-1) * self.stacking_inputs(smoothed, given.mean, mean)
@@ -264,7 +270,8 @@ class ClosedFormVAE(VAE):
             uniform = torch.rand(2 * known.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             key = uniform.to(known.device) + 0.5
             codes, order = (torch.cat([self.reference * known, known], -1).double() @ key).sort()
-            smoothers = [prepare(theta.unsqueeze(0), self.reference_rows) for theta in self.theta]
+            those = self.reference_rows, self.layout, self.linear_vaes[0]
+            smoothers = [prepare(theta.unsqueeze(0), *those) for theta in self.theta]
             kept = self._kept = _Prepared(smoothers, key, codes, order, self.indicators)
         return kept
 
@@ -276,11 +283,15 @@ class ClosedFormVAE(VAE):
         """
         kept = self._prepared()
         sought = torch.cat([x, visible], -1).double() @ kept.key
-        at = torch.searchsorted(kept.codes, sought - 1e-9 * (1 + sought.abs())).clamp(max=len(kept.codes) - 1)
-        found = kept.order[at]
+        slack = 1e-9 * (1 + sought.abs())
+        at = torch.searchsorted(kept.codes, sought - slack).clamp(max=len(kept.codes) - 1)
+        place = torch.full_like(at, -1)
+        near = ((kept.codes[at] - sought).abs() <= slack).nonzero().squeeze(-1)
+        found = kept.order[at[near]]
         known = self.reference_known[found]
-        same = ((self.reference[found] * known == x) & (known == visible)).all(-1)
-        return torch.where(same, found, -1)
+        same = ((self.reference[found] * known == x[near]) & (known == visible[near])).all(-1)
+        place[near[same]] = found[same]
+        return place
 
 
 class ClosedFormStack(VAE):

@@ -30,8 +30,9 @@ from vaeimpute.training.schedule import TimeBudget
 _SMOOTHER_SHARE, _FEATURES_SHARE = 0.6, 0.65  # of a time budget, after which stages end, or do not begin
 _MIN_GAIN = 0.01  # a smoother that lowers the error by less is noise: an exactly linear table keeps the exact answer
 _REFILL = 0.5  # of the steps, after which the reference rows are filled by the smoothers
-_PSEUDO_VARIANCES, _SCORING_STEPS = 3.0, 10
-_POWERS, _MOST_RELATIVE = (0.0, 3.0), 50.0
+_PSEUDO_VARIANCES, _NEWTON_STEPS = 3.0, 15
+_LONGEST_STEP, _LARGEST_POWER = 0.5, 3.0
+_MANY_FEATURES = 2  # a column, from which on it pays that they are observed together
 
 Report = Callable[[str, int, float, float], None]  # stage, steps, error, error in units of the linear VAEs'
 
@@ -110,7 +111,13 @@ class LinearStage(NamedTuple):
 
 
 def fit_linear_stage(
-    values: Tensor, observed: Tensor, specs: list[CellSpec], *, budget: TimeBudget, generator: Generator
+    values: Tensor,
+    observed: Tensor,
+    specs: list[CellSpec],
+    *,
+    budget: TimeBudget,
+    generator: Generator,
+    repeats: int = 1,
 ) -> LinearStage:
     """Fit the linear start to cells (n, D), of whose rows at most `defaults.EM_ROWS` are looked at.
 
@@ -121,6 +128,8 @@ def fit_linear_stage(
     specs : list of CellSpec
     budget : TimeBudget
     generator : Generator
+    repeats : int
+        How much more often rows are asked than they are by default.
     """
     rows = torch.randperm(len(values), device=values.device, generator=generator)[: defaults.EM_ROWS]
     likelihoods = ColumnLikelihoods(specs).to(values.device, values.dtype)
@@ -128,9 +137,10 @@ def fit_linear_stage(
     known = observed[:, columns]
     x = torch.where(known, likelihoods.features(values[rows]), 0)
     weight = (1 / torch.bincount(columns)[columns]).to(x)
-    queries, fold = hide_each_cell_once(x, observed, columns, defaults.n_queries(x.shape[1]), generator)
-    few = queries.some(defaults.n_judged(x.shape[1]), generator)
-    start = fit_linear_start(x, known, fold, queries.at(few), likelihoods.noise_floor().to(x), weight, budget)
+    queries, fold = hide_each_cell_once(x, observed, columns, defaults.n_queries(x.shape[1]), generator, repeats)
+    few = queries.some(defaults.n_judged(x.shape[1], repeats), generator)
+    shared = columns if len(columns) > _MANY_FEATURES * observed.shape[1] else None
+    start = fit_linear_start(x, known, fold, queries.at(few), likelihoods.noise_floor().to(x), weight, budget, shared)
     return LinearStage(rows, fold, x, known, weight, queries, few, start)
 
 
@@ -173,7 +183,7 @@ def fit_closed_form(
         n_steps = min(defaults.smoother_steps(*x.shape), max_iter or sys.maxsize)
         n_reference_in_step = defaults.n_reference_in_step(x.shape[1])
         training = SmootherTraining(
-            queries, given, place, half, backbones, weight, n_steps, n_reference_in_step, generator
+            queries, given, place, half, backbones, weight, model.layout, n_steps, n_reference_in_step, generator
         )
         taken = _train_smoothers(model, training, budget)
         with torch.no_grad():
@@ -348,17 +358,16 @@ def _linear_share(queries: Queries, linear: Tensor, smooth: Tensor) -> Tensor:
 
 
 def _variance_powers(miss: Tensor, held_out: Tensor, logs: Tensor) -> Tensor:
-    """Powers (2, F) of both variances under which squared misses (Q, F) are likeliest, by Fisher scoring.
+    """Powers (2, F) of both variances under which squared misses (Q, F) are likeliest, by Newton steps in turn.
 
-    The normal likelihood of a log-linear variance, and some pseudo-cells for the linear VAE's alone.
+    The normal likelihood of a log-linear variance, which is convex, and some pseudo-cells for the linear VAE's alone.
     """
-    both = held_out * logs  # (2, Q, F)
-    prior = torch.tensor([1.0, 0.0]).to(miss)
-    ridge = _PSEUDO_VARIANCES * torch.eye(2).to(miss)
-    information = torch.einsum("iqf,jqf->fij", both, logs) + ridge
-    power = prior.expand(miss.shape[1], 2)
-    for _ in range(_SCORING_STEPS):
-        relative = miss * torch.exp(-torch.einsum("fi,iqf->qf", power, logs))
-        score = torch.einsum("iqf,qf->fi", both, relative.clamp(max=_MOST_RELATIVE) - 1) + (prior - power) @ ridge
-        power = (power + torch.linalg.solve(information, score)).clamp(*_POWERS)
-    return power.T
+    power = torch.tensor([[1.0], [0.0]]).to(miss).repeat(1, miss.shape[1])
+    prior = power.clone()
+    for step in range(2 * _NEWTON_STEPS):
+        i = step % 2
+        relative = held_out * miss * torch.exp(-(power.unsqueeze(1) * logs).sum(0))
+        gradient = (logs[i] * (held_out - relative)).sum(0) + _PSEUDO_VARIANCES * (power[i] - prior[i])
+        curvature = (logs[i].square() * relative).sum(0) + _PSEUDO_VARIANCES
+        power[i] = (power[i] - (gradient / curvature).clamp(-_LONGEST_STEP, _LONGEST_STEP)).clamp(0, _LARGEST_POWER)
+    return power

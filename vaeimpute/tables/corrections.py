@@ -58,28 +58,24 @@ def stack(queries: Queries, residual: Tensor, inputs: Tensor) -> tuple[Correctio
     x, y = inputs.permute(1, 0, 2).double(), residual.T.unsqueeze(-1).double()  # (F, Q, I), (F, Q, 1)
     held_out = queries.held_out.T.unsqueeze(-1).double()
     halves = [held_out * (queries.fold % 2 == half).view(1, -1, 1) for half in range(2)]
-    grams, moments = (torch.stack([(x * half).mT @ target for half in halves]) for target in (x, y))  # (2, F, I, ...)
+    of_half = [half * x for half in halves]
+    grams, moments = (torch.stack([part.mT @ target for part in of_half]) for target in (x, y))  # (2, F, I, ...)
     unit = grams.sum(0).diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-8).view(-1, 1, 1) / 2  # (F, 1, 1)
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-
-    def solved(gram: Tensor, moment: Tensor, penalty: Tensor | float) -> Tensor:
-        return torch.linalg.solve(gram + penalty * unit * eye, moment)  # (F, I, 1)
-
-    def answered(penalty: float) -> Tensor:
-        """Of both halves, each by what the other teaches, (F, Q)."""
-        first, second = (half * (x @ solved(grams[1 - h], moments[1 - h], penalty)) for h, half in enumerate(halves))
-        return (first + second).squeeze(-1)
-
-    answers = torch.stack([answered(penalty) for penalty in _STACKING_PENALTIES])  # (penalties, F, Q)
-    errors = (held_out * (y - answers.unsqueeze(-1)).square()).sum((2, 3))
-    least, best = errors.min(0)
+    penalties = torch.tensor(_STACKING_PENALTIES, dtype=x.dtype, device=x.device)
+    ridge = penalties.view(-1, 1, 1, 1, 1) * unit * eye  # (penalties, 1, F, I, I)
+    coefs = torch.linalg.solve(grams.flip(0) + ridge, moments.flip(0))  # of each half by what the other teaches
+    before = (held_out * y.square()).sum((1, 2))
+    changes = (coefs * (grams @ coefs - 2 * moments)).sum((1, 3, 4))  # of the squared error, (penalties, F)
+    least, best = changes.min(0)
     n_cells = held_out.sum((1, 2))
     few = torch.stack([half.sum((1, 2)) for half in halves]).amin(0) < _FEWEST
     share = 1 - _STACKING_GAIN - _PSEUDO_CELLS[0] * queries.copies / n_cells.clamp(min=1)
-    gained = (least < share * (held_out * y.square()).sum((1, 2))) & ~few
-    penalty = torch.tensor(_STACKING_PENALTIES, dtype=x.dtype, device=x.device)[best].view(-1, 1, 1)
-    coef = torch.where(gained.view(-1, 1), solved(grams.sum(0), moments.sum(0), 2 * penalty).squeeze(-1), 0)
-    added = answers.take_along_dim(best.view(1, -1, 1), 0).squeeze(0)
+    gained = (before + least < share * before) & ~few
+    coef = torch.linalg.solve(grams.sum(0) + 2 * penalties[best].view(-1, 1, 1) * unit * eye, moments.sum(0))
+    coef = torch.where(gained.view(-1, 1), coef.squeeze(-1), 0)
+    of_best = coefs.take_along_dim(best.view(1, 1, -1, 1, 1), 0).squeeze(0)  # (2, F, I, 1)
+    added = sum(part @ own for part, own in zip(of_half, of_best, strict=True)).squeeze(-1)
     added = torch.where(gained.view(-1, 1), added, 0).T.to(residual)
     return Correction(coef.to(inputs), added.abs().amax(0)), added
 

@@ -18,6 +18,7 @@ _VALIDATION_CELLS = 60_000  # wide tables have many cells in a row
 N_SMOOTHERS = 2  # each is taught by one half of the rows and judged by the other
 SMOOTHER_BATCH = 64  # rows of each in a step
 _QUERIES, _JUDGED = 20_000, 4000  # rows with cells hidden that smoothers learn from, and that stages are judged by
+FULL_REPEATS = 4  # of a full fit: rows of middling tables come so much more often, and more queries judge
 _REFERENCE_IN_STEP = 2048  # reference rows that are looked at in a step of the smoothers' training
 _RANDOM_FEATURES, _RANDOM_ROWS = 256, 4  # at most, and rows for each
 _SMOOTHER_STEPS, _FEWEST_SMOOTHER_STEPS = 85, 30
@@ -32,9 +33,9 @@ def n_queries(n_features: int) -> int:
     return max(400, min(_QUERIES, 2_000_000 // n_features))
 
 
-def n_judged(n_features: int) -> int:
+def n_judged(n_features: int, repeats: int = 1) -> int:
     """Rows with hidden cells by which the stages of the closed form are judged."""
-    return max(400, min(_JUDGED, 400_000 // n_features))
+    return max(400, repeats * min(_JUDGED, 400_000 // n_features))
 
 
 def n_reference(n_rows: int, n_features: int) -> int:

@@ -18,8 +18,9 @@ from vaeimpute.gaussian.factor_analysis import ConditionalGaussian, FactorAnalys
 from vaeimpute.likelihoods.columns import ColumnLikelihoods
 from vaeimpute.likelihoods.margins import Margins
 from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
+from vaeimpute.tables.intervals import IntervalCalibration
 from vaeimpute.tables.models import JointVAE
-from vaeimpute.tables.row_draws import CellMargins, RowDraws, Shift
+from vaeimpute.tables.row_draws import CellMargins, Placement, RowDraws, Shift
 from vaeimpute.tables.row_posterior import N_DRAWS, RowPosterior
 from vaeimpute.tables.synthesis import SequentialTrees
 from vaeimpute.training.runtime import make_generator
@@ -41,6 +42,7 @@ class TableEnsemble(Ensemble):
         Of all columns; those of classes are not used.
     lattice : Lattice
         Where numbers stand.
+    calibration : IntervalCalibration
     stacking_weight : Tensor of shape (D,)
         Weight of the joint model in each column's expectation; the conditional one has the rest.
     rows, known : Tensor of shape (N, D)
@@ -70,10 +72,11 @@ class TableEnsemble(Ensemble):
         conditional: ClosedFormVAE | ClosedFormStack,
         margins: Margins,
         lattice: Lattice,
+        calibration: IntervalCalibration,
         **buffers: Tensor | None,
     ) -> None:
         super().__init__(joint, conditional, **buffers)
-        self.margins, self.lattice = margins, lattice
+        self.margins, self.lattice, self.calibration = margins, lattice, calibration
 
     def hide_themselves(self, columns: Tensor) -> None:
         """Take the cells of some columns of numbers (D,) to hide themselves, before anything is asked."""
@@ -97,6 +100,17 @@ class TableEnsemble(Ensemble):
         return self.lattice.nearest(self.margins.quantile(margins.mu))
 
     @torch.no_grad()
+    def intervals(self, values: Tensor, observed: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        """Ends (n, D) of the intervals of numbers, calibrated on held-out cells."""
+        if self.self_masked is None:
+            expectations, variance = self._predict(values, observed)
+            mu, sigma = self.margins.matched(self.likelihoods.point_estimates(expectations).double(), variance.sqrt())
+        else:
+            mu, sigma, _ = self.cell_margins(values, observed, self._given(values, observed))
+        low, high = self.calibration.ends(level, self.margins)
+        return self.margins.quantile(mu + sigma * low), self.margins.quantile(mu + sigma * high)
+
+    @torch.no_grad()
     def draw(self, values: Tensor, observed: Tensor, n_draws: int, seed: int, shifts: Sequence[Shift] = ()) -> Tensor:
         """Completed rows (n_draws, n, D) in float64; draw k has the same parameters whatever the rows.
 
@@ -104,7 +118,7 @@ class TableEnsemble(Ensemble):
         """
         out = values.double().expand(n_draws, -1, -1).clone()
         keys = row_keys(values, observed)
-        which = torch.randperm(N_DRAWS, generator=make_generator(seed)).tolist()
+        which = _order(seed)
         for rows in row_slices(len(values), self.conditional.numbers_per_row(1)):
             draws = self._row_draws(values[rows], observed[rows])
             for k in range(n_draws):
@@ -153,13 +167,11 @@ class TableEnsemble(Ensemble):
         """Margins of the cells of rows (n, D), of which the linear VAE says what is `given`."""
         likelihoods, first = self.likelihoods, self.likelihoods.first_features
         is_linear = self.is_linear | ~observed.any(1, keepdim=True)  # others have never met a row without cells
-        expectations, variance = self.conditional.cell_moments(values, observed)
-        if self.stacking_weight.any():
-            expectations = inference.expectations(self, values, observed)
+        expectations, variance = self._predict(values, observed)
         linear = likelihoods.gaussian_expectations(given.mean.to(values), 0.5 * given.variance.log().to(values))
         probabilities = torch.where(is_linear[:, likelihoods.expectation_columns], linear, expectations)
         mean = torch.where(is_linear, given.mean[:, first], likelihoods.point_estimates(expectations).double())
-        variance = torch.where(is_linear, given.variance[:, first], variance.double())
+        variance = torch.where(is_linear, given.variance[:, first], variance)
         if self.self_masked is None:
             return CellMargins(*self.margins.matched(mean, variance.sqrt()), probabilities.double())
         scores = given.mean[:, first], given.variance[:, first].sqrt()
@@ -186,10 +198,31 @@ class TableEnsemble(Ensemble):
         shift = torch.where(hidden, difference, 0).sum(0) / hidden.sum(0).clamp(min=1)
         return self.self_masked.nonzero().squeeze(-1), self._posterior.masking.c, shift
 
+    def _predict(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Expectations (n, A), and the variance (n, D) of numbers in float64."""
+        expectations, variance = self.conditional.cell_moments(values, observed)
+        if self.stacking_weight.any():
+            expectations = inference.expectations(self, values, observed)
+        return expectations, variance.double()
+
+    def parameters_of_draw(self, number: int, seed: int) -> FactorAnalysis:
+        """What `draw` draws table `number` with."""
+        which = _order(seed)[number % N_DRAWS]
+        return FactorAnalysis(*(part[which] for part in self._posterior.draws))
+
+    def linear_cells(self, given: ConditionalGaussian, t: Tensor) -> Tensor:
+        """Cells (K, n, D) at deviates (K, n, F) from what some linear VAE says of rows, all by its margins."""
+        likelihoods, first = self.likelihoods, self.likelihoods.first_features
+        probabilities = likelihoods.gaussian_expectations(given.mean, 0.5 * given.variance.log())
+        matched = self.margins.matched(given.mean[:, first], given.variance[:, first].sqrt())
+        margins = CellMargins(*(part.repeat(len(t), 1) for part in (*matched, probabilities)))
+        nothing = torch.ones_like(self.floor).double()  # that parameters scatter
+        return self._placement.cells(margins, t.flatten(0, 1), nothing).unflatten(0, t.shape[:2])
+
     @cached_property
     def _posterior(self) -> RowPosterior:
         """Two threads may both make it: they make the same."""
-        x, known = self._features(self.rows.to(self.stacking_weight), self.known)
+        x, known = self.features(self.rows.to(self.stacking_weight), self.known)
         start = FactorAnalysis(*(part[0] for part in self.joint.backbone))
         masked = None if self.self_masked is None else self.likelihoods.first_features[self.self_masked]
         return RowPosterior(x, known, start, self.floor, _SEED, masked)
@@ -200,7 +233,8 @@ class TableEnsemble(Ensemble):
         rows = torch.where(self.known, self.rows, completed).cpu().numpy()
         return SequentialTrees(rows, self.likelihoods.class_columns, _SEED)
 
-    def _features(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (n, F) of rows (n, D), and which are observed."""
         visible = observed[:, self.likelihoods.feature_columns]
         return torch.where(visible, self._features_of(values), 0), visible
 
@@ -220,7 +254,7 @@ class TableEnsemble(Ensemble):
 
     def _given(self, values: Tensor, observed: Tensor) -> ConditionalGaussian:
         """What the linear VAE says of each cell, given the observed ones, and that the others hide themselves."""
-        x, visible = self._features(values, observed)
+        x, visible = self.features(values, observed)
         if self.self_masked is None:
             return self._posterior.given(x, visible)
         return self._posterior.given_masks(x, visible, row_keys(values, observed))
@@ -239,9 +273,19 @@ class TableEnsemble(Ensemble):
         replaced[likelihoods.class_columns] = False
         return torch.where(replaced[columns], means[:, columns], expectations)
 
+    @property
+    def _placement(self) -> Placement:
+        return Placement(self.likelihoods, self.margins, self.lattice, self.is_linear)
+
     def _row_draws(self, values: Tensor, observed: Tensor) -> RowDraws:
-        x, visible = self._features(values, observed)
+        x, visible = self.features(values, observed)
         given = self._given(values, observed)
         margins = self.cell_margins(values, observed, given)
-        models = self.likelihoods, self._features_of, self.margins, self.lattice, self._posterior, self.is_linear
-        return RowDraws(*models, values, observed, x, visible, given, margins)
+        return RowDraws(
+            self._placement, self._features_of, self._posterior, values, observed, x, visible, given, margins
+        )
+
+
+def _order(seed: int) -> list[int]:
+    """Which of the posterior's parameters each draw has."""
+    return torch.randperm(N_DRAWS, generator=make_generator(seed)).tolist()

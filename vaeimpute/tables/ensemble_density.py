@@ -16,6 +16,7 @@ from vaeimpute.vae.inference import Ensemble
 _ROWS = 2000  # training rows that are scored for calibration
 _CELL_ROWS = 100  # and those whose cells are; the mean of a column needs no more
 _CELL_PASSES = 20  # over these rows; in wide tables several columns share one
+_FEWEST_CELL_ROWS, _FEWEST_CELL_PASSES = 20, 4  # of very wide tables
 _CELL_DRAWS, _DRAWS = 16, 64  # of a cell, for calibration and for a score
 _CELL_NUMBERS = 5e7  # parameters decoded by all passes: one second on a laptop's core
 _FEW_ROWS, _FEW_NUMBERS = 200, 2e6  # where a time budget is spent
@@ -88,9 +89,9 @@ def fit_ensemble_density(
     rows = torch.as_tensor(rng.permutation(len(table.values))[:n_rows], device=device)
     values, observed = table.values[rows].to(ensemble.stacking_weight), table.observed[rows]
 
-    n_passes = min(n_columns, _CELL_PASSES)
-    affordable = int(most_numbers / (n_passes * ensemble.joint.numbers_per_row(_CELL_DRAWS)))
-    few = slice(0, max(20, min(_CELL_ROWS, affordable)))
+    numbers = ensemble.joint.numbers_per_row(_CELL_DRAWS)
+    n_passes = min(n_columns, _CELL_PASSES, max(_FEWEST_CELL_PASSES, int(most_numbers / (_FEWEST_CELL_ROWS * numbers))))
+    few = slice(0, max(_FEWEST_CELL_ROWS, min(_CELL_ROWS, int(most_numbers / (n_passes * numbers)))))
     # Columns that are hidden together are others in every row: two that tell one another must not always be.
     order = torch.as_tensor(rng.random(values[few].shape).argsort(1), device=device)
     log_px = inference.cell_log_likelihood(ensemble, values[few], observed[few], _CELL_DRAWS, n_passes, order)

@@ -19,6 +19,7 @@ from vaeimpute.tables.closed_form_fit import ClosedForm, fit_closed_form, fit_li
 from vaeimpute.tables.data import Table, cell_specs
 from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.ensemble_density import fit_ensemble_density
+from vaeimpute.tables.intervals import IntervalCalibration
 from vaeimpute.tables.models import JointVAE, Sizes
 from vaeimpute.tables.stacking import stacking_weight
 from vaeimpute.training.loop import Validation, fit_model, refit_model
@@ -31,6 +32,7 @@ _CLOSED_FORMS = 4  # of a full fit, each with other smoothers and other random f
 _DRAWS = 16  # of an evaluation
 _MIN_GAIN = 0.03  # in squared error, below which a column's margins are the linear VAE's
 _DRAWN_FLOOR = 1e-2  # largest noise floor of drawn parameters: that of classes serves guesses, and flattens draws
+_CALIBRATION_QUERIES, _CALIBRATION_CELLS = 2000, 250_000  # at most, that calibrate intervals
 _BLIND_SWEEPS = 8  # of a member's linear VAE, from that of all cells
 # Shares of a time budget: no further closed form begins after the first, no networks after the second, whose training
 # ends at the third; beyond the fourth, scores are calibrated on few rows.
@@ -118,7 +120,8 @@ def _fit_stages(
             budget.interrupted = True
 
     generator = make_generator(seed, values.device)
-    linear = fit_linear_stage(values, table.observed, specs, budget=budget, generator=generator)
+    repeats = defaults.FULL_REPEATS if effort == "full" else 1
+    linear = fit_linear_stage(values, table.observed, specs, budget=budget, generator=generator, repeats=repeats)
     fits: list[ClosedForm] = []
     options: dict[str, Any] = {"max_iter": max_iter, "budget": budget, "report": report}
     for k in range(_CLOSED_FORMS if effort == "full" else 1):
@@ -141,6 +144,7 @@ def _fit_stages(
         conditional,
         Margins.fit(table.values, table.observed),
         Lattice.fit(table.values, table.observed, table.n_categories),
+        _interval_calibration(table, fits[0]),
         stacking_weight=weight,
         rows=table.values[some].double(),
         known=table.observed[some],
@@ -148,6 +152,21 @@ def _fit_stages(
         is_linear=_is_linear(fits, conditional.likelihoods.feature_columns),
     )
     return ensemble, history, fits[0]
+
+
+def _interval_calibration(table: Table, closed: ClosedForm) -> IntervalCalibration:
+    """What was made of held-out cells of numbers by fits that have not seen them."""
+    likelihoods, queries = closed.model.likelihoods, closed.queries
+    most = min(_CALIBRATION_QUERIES, _CALIBRATION_CELLS // len(likelihoods.specs))
+    first, some = likelihoods.first_features, slice(None, None, -(-len(queries.row) // max(most, 1)))
+    held_out = queries.held_out[some, first] > 0
+    held_out[:, likelihoods.class_columns] = False
+    return IntervalCalibration(
+        truth=table.values[closed.rows[queries.row[some]]].double(),  # exact: values that repeat are to be told as such
+        held_out=held_out,
+        mean=closed.answers[some, first],
+        deviation=closed.variance[some, first].clamp(min=SMALLEST_VARIANCE).sqrt(),
+    )
 
 
 def _is_linear(fits: list[ClosedForm], columns: Tensor) -> Tensor:

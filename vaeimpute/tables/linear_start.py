@@ -47,6 +47,7 @@ def fit_linear_start(
     floor: Tensor,
     weight: Tensor,
     budget: TimeBudget,
+    columns: Tensor | None = None,
 ) -> LinearStart:
     """Fit linear VAEs of growing rank, each from the one before, and lower the noise floor where that helps.
 
@@ -63,6 +64,8 @@ def fit_linear_start(
         Of a feature's error, so that a class counts once, and not once per level.
     budget : TimeBudget
         No further rank is tried once a third of it is spent.
+    columns : int Tensor of shape (F,), optional
+        Column of each feature, if features of one are observed together: it saves time where a column has many.
     """
     n_features = x.shape[1]
     all_x, all_observed, n = x, observed, len(x)
@@ -78,10 +81,12 @@ def fit_linear_start(
         others = fold != f
         if not others.any():
             return model  # so few rows that they are all in one fold
-        return fit_factor_analysis(x[others], observed[others], model.rank, floor, n_fold_sweeps, _TOLERANCE, model)
+        return fit_factor_analysis(
+            x[others], observed[others], model.rank, floor, n_fold_sweeps, _TOLERANCE, model, columns
+        )
 
     def trial(rank: int, floor: Tensor, start: FactorAnalysis | None, n_sweeps: int = _SWEEPS) -> LinearFit:
-        whole = fit_factor_analysis(x, observed, rank, floor, n_sweeps, _TOLERANCE, start)
+        whole = fit_factor_analysis(x, observed, rank, floor, n_sweeps, _TOLERANCE, start, columns)
         folds = [without(f, whole, floor) for f in range(n_judges)]
         answers = [_means(queries.at(part), model) for part, model in zip(slices, folds, strict=False)]
         errors = queries.at(judged).errors(torch.cat(answers)) / total
@@ -118,7 +123,7 @@ def fit_linear_start(
         fits = [fit._replace(folds=fit.folds + [without(f, fit.whole, low) for f in rest]) for fit in chosen]
     else:
         last = [
-            fit_factor_analysis(all_x, all_observed, fit.whole.rank, low, _LAST_SWEEPS, _TOLERANCE, fit.whole)
+            fit_factor_analysis(all_x, all_observed, fit.whole.rank, low, _LAST_SWEEPS, _TOLERANCE, fit.whole, columns)
             for fit in chosen
         ]
         fits = [LinearFit(fit.error, whole, [whole] * N_FOLDS) for fit, whole in zip(chosen, last, strict=True)]

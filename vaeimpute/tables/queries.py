@@ -61,7 +61,7 @@ class Queries(NamedTuple):
 
 
 def hide_each_cell_once(
-    features: Tensor, observed: Tensor, columns: Tensor, most: int, generator: Generator
+    features: Tensor, observed: Tensor, columns: Tensor, most: int, generator: Generator, repeats: int = 1
 ) -> tuple[Queries, Tensor]:
     """Queries that ask for every observed cell of every row once, and the fold of each row.
 
@@ -78,6 +78,8 @@ def hide_each_cell_once(
     most : int
         Number of queries at most.
     generator : Generator
+    repeats : int
+        How much more often rows of tables of middling size come than they do by default.
 
     Returns
     -------
@@ -92,7 +94,7 @@ def hide_each_cell_once(
     x, seen = features[rows], observed[rows]
     known = seen[:, columns]
     parts = []
-    n_copies = min(_MOST_COPIES, _FEW // (_N_GROUPS * n), most // (_N_GROUPS * len(rows)))
+    n_copies = min(_MOST_COPIES, repeats * _FEW // (_N_GROUPS * n), most // (_N_GROUPS * len(rows)))
     for _ in range(max(1, n_copies)):
         place = torch.rand(seen.shape, device=device, generator=generator).masked_fill(~seen, 2)
         place = place.argsort(1).argsort(1)

@@ -79,19 +79,45 @@ class Shift(NamedTuple):
         return self._replace(added=self.added[rows], log_odds=self.log_odds[rows])
 
 
+class Placement(NamedTuple):
+    """Where drawn cells stand: what is the same for all rows of a table.
+
+    Attributes
+    ----------
+    likelihoods : ColumnLikelihoods
+    quantiles : Margins
+    lattice : Lattice
+    is_linear : bool Tensor of shape (D,)
+        Columns whose margins are the linear VAE's.
+    """
+
+    likelihoods: ColumnLikelihoods
+    quantiles: Margins
+    lattice: Lattice
+    is_linear: Tensor
+
+    def cells(self, margins: CellMargins, t: Tensor, scatter: Tensor) -> Tensor:
+        """Cells (n, D) whose normal scores are the deviates (n, F), which parameters scatter by that much (F,)."""
+        own = self.likelihoods.first_features
+        # of a linear margin, what parameters leave open is part of the draw; others were judged with it
+        t_numbers = t[:, own] / torch.where(self.is_linear, 1, scatter[own])
+        cells = self.lattice.nearest(self.quantiles.quantile(margins.mu + margins.sigma * t_numbers))
+        uniform = torch.special.ndtr(t / scatter)
+        for j in self.likelihoods.class_columns:
+            p = margins.probabilities[:, self.likelihoods.expectation_columns == j]
+            cells[:, j] = _classes(p, uniform[:, self.likelihoods.feature_columns == j])
+        return cells
+
+
 class RowDraws:
     """Draws of the hidden cells of some rows.
 
     Parameters
     ----------
-    likelihoods : ColumnLikelihoods
+    placement : Placement
     features : callable
         Cells (n, D) to what the linear VAE sees, (n, F).
-    quantiles : Margins
-    lattice : Lattice
     posterior : RowPosterior
-    is_linear : bool Tensor of shape (D,)
-        Columns whose margins are the linear VAE's.
     values, observed : Tensor of shape (n, D)
     x, visible : Tensor of shape (n, F)
         Their features.
@@ -102,12 +128,9 @@ class RowDraws:
 
     def __init__(
         self,
-        likelihoods: ColumnLikelihoods,
+        placement: Placement,
         features: Callable[[Tensor], Tensor],
-        quantiles: Margins,
-        lattice: Lattice,
         posterior: RowPosterior,
-        is_linear: Tensor,
         values: Tensor,
         observed: Tensor,
         x: Tensor,
@@ -115,8 +138,8 @@ class RowDraws:
         given: ConditionalGaussian,
         margins: CellMargins,
     ) -> None:
-        self._likelihoods, self._quantiles, self._lattice, self._posterior = likelihoods, quantiles, lattice, posterior
-        self._features, self._is_linear, self._values, self._observed = features, is_linear, values.double(), observed
+        self._placement, self._features, self._posterior = placement, features, posterior
+        self._values, self._observed = values.double(), observed
         self._x, self._visible, self._given, self._margins = x, visible, given, margins
 
     def completed(self, keys: Tensor, seed: int, k: int, which: int, shift: Shift | None = None) -> Tensor:
@@ -139,26 +162,16 @@ class RowDraws:
 
     def _shifted(self, cells: Tensor, t: Tensor, which: int, shift: Shift, uniform: Tensor) -> Tensor:
         """Shift cells (n, D) that have these deviates; the others of the row are drawn given the shifted ones."""
-        likelihoods, own = self._likelihoods, shift.columns & ~self._observed
+        likelihoods, own = self._placement.likelihoods, shift.columns & ~self._observed
         moved = self._cells(_towards(self._margins, shift.log_odds, likelihoods), t)
-        moved = torch.where(shift.added == 0, moved, self._lattice.between(moved + shift.added, uniform))
+        moved = torch.where(shift.added == 0, moved, self._placement.lattice.between(moved + shift.added, uniform))
         changed = own[:, likelihoods.feature_columns]
         change = torch.where(changed, self._features(moved) - self._features(cells), 0)
         follow = self._posterior.following(change, self._visible | changed, self._given, which)
         return torch.where(own, moved, self._cells(self._margins, t + follow))
 
     def _cells(self, margins: CellMargins, t: Tensor) -> Tensor:
-        """Cells (n, D) whose normal scores are the deviates (n, F)."""
-        likelihoods, scatter = self._likelihoods, self._posterior.variance.sqrt()
-        own = likelihoods.first_features
-        # of a linear margin, what parameters leave open is part of the draw; others were judged with it
-        t_numbers = t[:, own] / torch.where(self._is_linear, 1, scatter[own])
-        cells = self._lattice.nearest(self._quantiles.quantile(margins.mu + margins.sigma * t_numbers))
-        uniform = torch.special.ndtr(t / scatter)
-        for j in likelihoods.class_columns:
-            p = margins.probabilities[:, likelihoods.expectation_columns == j]
-            cells[:, j] = _classes(p, uniform[:, likelihoods.feature_columns == j])
-        return cells
+        return self._placement.cells(margins, t, self._posterior.variance.sqrt())
 
 
 def _towards(margins: CellMargins, log_odds: Tensor, likelihoods: ColumnLikelihoods) -> CellMargins:

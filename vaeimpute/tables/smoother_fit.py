@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from vaeimpute.gaussian.factor_analysis import FactorAnalysis
 from vaeimpute.tables.defaults import N_SMOOTHERS, SMOOTHER_BATCH
 from vaeimpute.tables.queries import N_FOLDS, Queries
-from vaeimpute.tables.smoother import N_HEADS, Given, Reference, estimate, mix, prepare, start_theta
+from vaeimpute.tables.smoother import N_HEADS, Given, Layout, Reference, estimate, mix, prepare, start_theta
 from vaeimpute.training.schedule import TimeBudget
 
 _RATE, _WARM_UP, _FINAL = 0.3, 10, 0.05  # peak rate of Adam, steps up to it, share of it at the end
@@ -34,6 +34,8 @@ class SmootherTraining:
         Of each fold, the best rank.
     weight : Tensor of shape (F,)
         Of a feature's loss.
+    layout : Layout
+        Where classes of many levels stand.
     n_steps : int
         Steps of the whole training.
     n_reference_in_step : int
@@ -49,12 +51,18 @@ class SmootherTraining:
         half: Tensor,
         backbones: list[FactorAnalysis],
         weight: Tensor,
+        layout: Layout,
         n_steps: int,
         n_reference_in_step: int,
         generator: Generator,
     ) -> None:
         self.queries, self.given, self.place, self.backbones, self.weight = queries, given, place, backbones, weight
-        self.n_steps, self.n_reference_in_step, self.generator = n_steps, n_reference_in_step, generator
+        self.layout, self.n_steps, self.n_reference_in_step, self.generator = (
+            layout,
+            n_steps,
+            n_reference_in_step,
+            generator,
+        )
         self.n_taken = 0
         self.theta = start_theta(given.x.shape[1]).to(given.x).repeat(N_SMOOTHERS, 1, 1)
         self._first, self._second = torch.zeros_like(self.theta), torch.zeros_like(self.theta)
@@ -99,7 +107,8 @@ class SmootherTraining:
 
     def _loss(self, theta: Tensor, part: Reference, index: Tensor, place: Tensor, backbone: FactorAnalysis) -> Tensor:
         given = self.given.at(index)
-        mean, _ = mix(theta, given.mean, estimate(theta, prepare(theta, part), given, place, backbone))
+        prepared = prepare(theta, part, self.layout, backbone)
+        mean, _ = mix(theta, given.mean, estimate(theta, prepared, given, place, backbone))
         log_error, squared = theta[:, 3 * N_HEADS :], (self.queries.truth[index] - mean).square()
         nll = 0.5 * squared * torch.exp(-2 * log_error) / given.variance + log_error
         return (self.queries.held_out[index] * self.weight * nll).sum() / SMOOTHER_BATCH

@@ -65,12 +65,12 @@ class _Column:
         first, end = (np.searchsorted(self._leaf, leaf, side) for side in ("left", "right"))
         place = uniform * (end - first)
         at = first + np.minimum(place.astype(np.int64), end - first - 1)
-        above = np.minimum(at + 1, end - 1)
         if self._is_class:
             return self._cells[at]
-        smooth = ~(self._repeats[at] | self._repeats[above])
-        share = np.where(smooth, place - np.floor(place), 0)
-        return self._cells[at] + share * (self._cells[above] - self._cells[at])
+        off = place - np.floor(place) - 0.5  # both ways: on average the leaf's mean
+        beside = np.clip(at + np.where(off < 0, -1, 1), first, end - 1)
+        smooth = ~(self._repeats[at] | self._repeats[beside])
+        return self._cells[at] + np.where(smooth, np.abs(off), 0) * (self._cells[beside] - self._cells[at])
 
     def _leaves(self, rows: NDArray) -> NDArray:
         if self._tree is None:

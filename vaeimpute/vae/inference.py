@@ -51,6 +51,10 @@ class Ensemble(Fitted):
         """Medians (n, D) of what `draw` draws for numbers; nothing of use for classes and observed cells."""
         return medians(self, values, observed)
 
+    def intervals(self, values: Tensor, observed: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        """Ends (n, D) of the intervals of numbers that hold that share of the hidden cells."""
+        raise NotImplementedError(f"{type(self).__name__} has no calibrated intervals.")
+
     def draw(self, values: Tensor, observed: Tensor, n_draws: int, seed: int) -> Tensor:
         """Proper draws of the hidden cells, (n_draws, n, D) in float64; observed ones as they are."""
         return draw(self, values, observed, n_draws, _generator(seed, values)).double()
