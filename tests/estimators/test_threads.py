@@ -166,6 +166,7 @@ def test_an_imputer_moves_nothing_global(random_state, tmp_path):
 
 def test_images_move_nothing_global(short, tmp_path):
     X = np.random.default_rng(0).integers(0, 17, (40, 6, 6)).cumsum(1) % 17
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # PyTorch's first one imports what adds filters
     with nothing_global_moves():
         estimator = VAEImputer(image_shape=(6, 6), max_iter=10, random_state=0).fit(X)
         estimator.impute(np.where(X > 15, np.nan, X), n_imputations=2, random_state=0)
