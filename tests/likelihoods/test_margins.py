@@ -106,6 +106,8 @@ def test_ends_that_repeat_are_ends_and_others_are_not():
     far = torch.tensor([[-30.0], [30.0]], dtype=F64)
     assert zeros.quantile(far)[0] == 0
     assert ceiling.quantile(far)[1] == 1
+    rare = margins_of(torch.randn(N, dtype=F64, generator=g).clamp(-1.9, 1.9))  # three of a hundred at each end
+    assert rare.quantile(far)[:, 0].tolist() == [-1.9, 1.9]
     assert zeros.quantile(far)[1] > zeros.value.max()
     assert ceiling.quantile(far)[0] < ceiling.value.min()
     assert (normal.quantile(far)[:, 0] - torch.tensor([3.0, 3.0])).abs().min() > 50
