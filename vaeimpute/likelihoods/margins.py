@@ -119,8 +119,9 @@ class Margins(Fitted):
     @cached_property
     def _end_slopes(self) -> Tensor:
         """Of both tails, (2, D): from the outermost tenth of the cells; none beyond a value that repeats."""
-        ends, values = self.score[:, [0, -1]].T, self.value[:, [0, -1]].T
-        inner = torch.minimum(ends.abs() - 0.5, ends.new_tensor(_TAIL)) * torch.tensor([[-1.0], [1.0]]).to(ends)
+        ends, values = (torch.stack([knots[:, 0], knots[:, -1]]) for knots in (self.score, self.value))
+        low, high = (ends.abs() - 0.5).clamp(max=_TAIL)
+        inner = torch.stack([-low, high])
         slope = (values - self._within(inner)) / (ends - inner)
         return torch.where(ends.abs() >= _LARGEST_SCORE, 0, slope)
 

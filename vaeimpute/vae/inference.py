@@ -246,7 +246,7 @@ def sample(ensemble: Ensemble, n_samples: int, generator: Generator) -> Tensor:
 
 
 def _generator(seed: int, like: Tensor) -> Generator:
-    return Generator(device=like.device).manual_seed(seed)
+    return torch.Generator(device=like.device).manual_seed(seed)
 
 
 def _for_members(values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
