@@ -136,7 +136,7 @@ def test_what_cannot_be_assumed_is_refused(X, missingness, message):
 
 
 def test_images_are_missing_at_random():
-    with pytest.raises(ValueError, match="wants a table"):
+    with pytest.raises(ValueError, match="is for tables"):
         VAEImputer(image_shape=(6, 5), missingness="self").fit(images()[:10])
     small = VAEImputer(random_state=0, missingness="self").fit(array())
     assert np.isfinite(small.impute(array())).all()

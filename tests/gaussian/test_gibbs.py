@@ -14,7 +14,7 @@ from vaeimpute.training.runtime import make_generator
 def chain(values, observed, start, n_draws, seed=0, floor=1e-3, n_between=2):
     floor = torch.full_like(start.psi, floor)
     options = {"n_warm_up": 20, "n_between": n_between}
-    return draw_parameters(values, observed, start, floor, n_draws, make_generator(seed), **options)
+    return draw_parameters(values, observed, start, floor, n_draws, make_generator(seed), **options)[0]
 
 
 def covariances(draws):

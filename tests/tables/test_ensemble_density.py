@@ -18,11 +18,22 @@ from vaeimpute.tables.closed_form import ClosedFormVAE
 from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.ensemble_density import EnsembleDensity, fit_ensemble_density
 from vaeimpute.tables.fit import fit_ensemble
+from vaeimpute.tables.intervals import IntervalCalibration
 from vaeimpute.tables.models import JointVAE
 from vaeimpute.training.schedule import TimeBudget
 
 TRUTH = factor_analysis(4, 1)
-PARTS = (EnsembleDensity, TableEnsemble, JointVAE, ClosedFormVAE, Margins, Lattice, RowCalibration, CellCalibration)
+PARTS = (
+    EnsembleDensity,
+    TableEnsemble,
+    JointVAE,
+    ClosedFormVAE,
+    Margins,
+    IntervalCalibration,
+    Lattice,
+    RowCalibration,
+    CellCalibration,
+)
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,14 @@ from vaeimpute.tables.data import Table
 from vaeimpute.tables.defaults import MIN_ROWS
 from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.fit import fit_ensemble, fit_imputer
+from vaeimpute.tables.intervals import IntervalCalibration
 from vaeimpute.tables.models import JointVAE
 from vaeimpute.tables.smoother_fit import SmootherTraining
 from vaeimpute.training.schedule import TimeBudget
 from vaeimpute.vae.inference import impute, log_likelihood
 
 CLOSED = ["linear", "smoother"]  # stages of less than 100 rows
-PARTS = (TableEnsemble, JointVAE, ClosedFormVAE, ClosedFormStack, Margins, Lattice)
+PARTS = (TableEnsemble, JointVAE, ClosedFormVAE, ClosedFormStack, Margins, IntervalCalibration, Lattice)
 CLASSES = {kind.__name__: kind for kind in PARTS}
 EFFORTS = pytest.mark.parametrize("effort", ["auto", "full"])
 

@@ -18,6 +18,7 @@ from vaeimpute.persistence import from_state, to_state
 from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
 from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.tables.fit import fit_ensemble
+from vaeimpute.tables.intervals import IntervalCalibration
 from vaeimpute.tables.models import JointVAE, Sizes
 from vaeimpute.training.runtime import make_generator
 from vaeimpute.training.schedule import TimeBudget
@@ -25,7 +26,7 @@ from vaeimpute.vae.base import Batch
 from vaeimpute.vae.inference import cell_log_likelihood, impute, latent_noise, log_likelihood
 
 M, B, D = 2, 30, 6
-PARTS = (TableEnsemble, JointVAE, ClosedFormVAE, ClosedFormStack, Margins, Lattice)
+PARTS = (TableEnsemble, JointVAE, ClosedFormVAE, ClosedFormStack, Margins, IntervalCalibration, Lattice)
 CLASSES = {kind.__name__: kind for kind in PARTS}
 WIDTHS = pytest.mark.parametrize("width", [0, 16])
 

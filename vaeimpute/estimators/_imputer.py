@@ -26,8 +26,8 @@ from vaeimpute.estimators._validation import check_positive
 from vaeimpute.frames.containers import selected
 from vaeimpute.frames.encoded import Encoded
 from vaeimpute.outcomes.outcome import Outcome
-from vaeimpute.tables.row_draws import Shift
 from vaeimpute.training.runtime import draw_seed, progress
+from vaeimpute.vae.shift import Shift
 
 
 class VAEImputer(TransformerMixin, UncertainVAE):
@@ -258,6 +258,8 @@ class VAEImputer(TransformerMixin, UncertainVAE):
                 raise ValueError("outcome and shift do not go together: draws are for an outcome, or shifted.")
             covariates = self._covariates_for(outcome, n_imputations)
         X, encoded = self._encoded(X)
+        if shift:
+            self._refuse_images("shift")
         request = ShiftRequest(shift, self.encoder_, self.modelled_) if shift else None
         if n_imputations is None:
             points = self._filled(X, self._point_estimates(encoded), encoded.missing)
@@ -349,8 +351,8 @@ class VAEImputer(TransformerMixin, UncertainVAE):
             raise TypeError(f"outcome must be an Outcome, but got a {type(outcome).__name__}.")
         if n_imputations is None:
             raise ValueError("outcome is for draws, but n_imputations is None. Pass n_imputations=20.")
-        if self._domain.covariates is None:
-            raise ValueError(f"outcome is for tables, but X is taken for {self._domain.name}.")
+        self._refuse_images("outcome")
+        assert self._domain.covariates is not None  # tables have them
         return self._domain.covariates
 
     def _compatible(
@@ -380,6 +382,7 @@ class VAEImputer(TransformerMixin, UncertainVAE):
         options: dict[str, Any] = {"seed": seed, "dtype": getattr(torch, self.dtype)}
         options |= {"effort": self.effort, "time_budget": self.time_budget, "max_iter": self.max_iter}
         if self.missingness != "random":
+            self._refuse_images(f"missingness={self.missingness!r}")
             columns = self_masked_columns(self.missingness, self.encoder_, self.has_missing_)
             options["self_masked"] = torch.as_tensor(columns[self.modelled_])
         with progress(self.verbose) as on_evaluation:
@@ -409,9 +412,7 @@ class VAEImputer(TransformerMixin, UncertainVAE):
         x, o = self._tensors(encoded, rows)
         if shift is not None:
             here = shift.at(torch.as_tensor(rows, device=x.device))
-            points[rows] = self._all_columns(
-                self._table_ensemble.impute_shifted(x, o, here, median=self.point == "median")
-            )
+            points[rows] = self._all_columns(self.ensemble_.impute_shifted(x, o, here, median=self.point == "median"))
             return points
         points[rows] = self._all_columns(self.ensemble_.impute(x, o))
         if self.point == "mean":
@@ -429,7 +430,7 @@ class VAEImputer(TransformerMixin, UncertainVAE):
 
     def _shift(self, request: ShiftRequest, n_rows: int, table: Any) -> Shift:
         """The shifts of all rows as the models take them, given a completed table."""
-        columns = self._table_ensemble.likelihoods.expectation_columns
+        columns = self.ensemble_.joint.likelihoods.expectation_columns
         place = np.cumsum(self.modelled_) - 1  # of a column among those that are modelled
         shift = Shift.none(n_rows, columns, int(self.modelled_.sum()))
         for column, category, amounts in request.amounts(n_rows, table):

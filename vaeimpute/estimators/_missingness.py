@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeimpute.frames.encoder import TableEncoder
-
 MECHANISMS = ("random", "self")
 
 
@@ -24,10 +22,8 @@ def self_masked_columns(missingness: str | dict, encoder: Any, has_missing: NDAr
     Raises
     ------
     ValueError
-        If rows are images, a column is unknown or one of classes, or a mechanism is unknown.
+        If a column is unknown or one of classes, or a mechanism is unknown.
     """
-    if not isinstance(encoder, TableEncoder):
-        raise ValueError(f"missingness={missingness!r} wants a table; pixels are taken to be missing at random.")
     if isinstance(missingness, str):
         return encoder.is_numeric & has_missing & (missingness == "self")
     chosen, names = np.zeros(len(has_missing), dtype=bool), encoder.names

@@ -39,8 +39,6 @@ class ShiftRequest:
     """
 
     def __init__(self, shift: Any, encoder: Any, modelled: NDArray[np.bool_]) -> None:
-        if not isinstance(encoder, TableEncoder):
-            raise ValueError("shift wants a table; cells of images cannot be shifted.")
         if not isinstance(shift, Mapping):
             raise TypeError(f"shift must be a dict of column to amount, got a {type(shift).__name__}.")
         self._parts = [part for name, amount in shift.items() for part in _parts(name, amount, encoder, modelled)]

@@ -13,7 +13,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from vaeimpute.estimators._generation import GenerativeVAE
 from vaeimpute.frames.containers import framed
-from vaeimpute.tables.ensemble import TableEnsemble
 from vaeimpute.vae import inference
 
 _ALMOST = 1 - 1e-9  # an end that stands on a unit stays there
@@ -68,6 +67,7 @@ class UncertainVAE(GenerativeVAE):
         """
         if not isinstance(level, (int, float)) or not 0 < level < 1:
             raise ValueError(f"level must be a number between 0 and 1, such as 0.9, got {level!r}.")
+        self._refuse_images("intervals")
         X, encoded = self._encoded(X)
         ends = self.ensemble_.intervals(*self._tensors(encoded), float(level))
         numbers = encoded.missing & self.encoder_.is_numeric & self.modelled_
@@ -109,6 +109,7 @@ class UncertainVAE(GenerativeVAE):
         2   0.0  1.0
         3   0.0  1.0
         """
+        self._refuse_images("probabilities")
         checked, encoded = self._encoded(X)
         names = self.encoder_.names
         if column not in names:
@@ -142,7 +143,7 @@ class UncertainVAE(GenerativeVAE):
         ['column', 'slope', 'low', 'high', 'p_positive', 'shift']
         """
         check_is_fitted(self)
-        found = self._table_ensemble.self_masking() if isinstance(self.ensemble_, TableEnsemble) else None
+        found = self.ensemble_.self_masking()
         if found is None:
             return pd.DataFrame(columns=["column", "slope", "low", "high", "p_positive", "shift"])
         columns, slopes, shift = (part.cpu().numpy() for part in found)
@@ -151,11 +152,9 @@ class UncertainVAE(GenerativeVAE):
         told = {"slope": slopes.mean(0), "low": low, "high": high, "p_positive": (slopes > 0).mean(0), "shift": shift}
         return pd.DataFrame({"column": names} | told)
 
-    @property
-    def _table_ensemble(self) -> TableEnsemble:
-        if not isinstance(self.ensemble_, TableEnsemble):
-            raise TypeError(f"want the ensemble of a table, got a {type(self.ensemble_).__name__}")
-        return self.ensemble_
+    def _refuse_images(self, what: str) -> None:
+        if self._domain.covariates is None:
+            raise ValueError(f"{what} is for tables, but X is taken for {self._domain.name}.")
 
 
 def _normalised(p: torch.Tensor) -> NDArray[np.float64]:

@@ -20,13 +20,14 @@ from vaeimpute.likelihoods.margins import Margins
 from vaeimpute.tables.closed_form import ClosedFormStack, ClosedFormVAE
 from vaeimpute.tables.intervals import IntervalCalibration
 from vaeimpute.tables.models import JointVAE
-from vaeimpute.tables.row_draws import CellMargins, Placement, RowDraws, Shift
+from vaeimpute.tables.row_draws import CellMargins, Placement, RowDraws
 from vaeimpute.tables.row_posterior import N_DRAWS, RowPosterior
 from vaeimpute.tables.synthesis import SequentialTrees
 from vaeimpute.training.runtime import make_generator
 from vaeimpute.vae import inference
 from vaeimpute.vae.inference import Ensemble
 from vaeimpute.vae.noise import row_keys, row_uniform
+from vaeimpute.vae.shift import Shift
 
 _SEED = 0  # of what is learnt when it is first needed: the same in every process
 

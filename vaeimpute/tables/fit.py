@@ -158,14 +158,15 @@ def _interval_calibration(table: Table, closed: ClosedForm) -> IntervalCalibrati
     """What was made of held-out cells of numbers by fits that have not seen them."""
     likelihoods, queries = closed.model.likelihoods, closed.queries
     most = min(_CALIBRATION_QUERIES, _CALIBRATION_CELLS // len(likelihoods.specs))
-    first, some = likelihoods.first_features, slice(None, None, -(-len(queries.row) // max(most, 1)))
-    held_out = queries.held_out[some, first] > 0
+    first, step = likelihoods.first_features, -(-len(queries.row) // max(most, 1))
+    some = torch.arange(0, len(queries.row), step, device=first.device)
+    held_out = queries.held_out[some][:, first] > 0
     held_out[:, likelihoods.class_columns] = False
     return IntervalCalibration(
         truth=table.values[closed.rows[queries.row[some]]].double(),  # exact: values that repeat are to be told as such
         held_out=held_out,
-        mean=closed.answers[some, first],
-        deviation=closed.variance[some, first].clamp(min=SMALLEST_VARIANCE).sqrt(),
+        mean=closed.answers[some][:, first],
+        deviation=closed.variance[some][:, first].clamp(min=SMALLEST_VARIANCE).sqrt(),
     )
 
 

@@ -14,6 +14,7 @@ from vaeimpute.persistence import Fitted
 from vaeimpute.vae import objective
 from vaeimpute.vae.base import VAE
 from vaeimpute.vae.noise import sobol_normal
+from vaeimpute.vae.shift import Shift
 
 _LATENTS = 64  # of a draw
 _FARTHEST, _BISECTIONS = 1000.0, 40  # of a median, in standard deviations; the search ends at 2e-9
@@ -54,6 +55,14 @@ class Ensemble(Fitted):
     def intervals(self, values: Tensor, observed: Tensor, level: float) -> tuple[Tensor, Tensor]:
         """Ends (n, D) of the intervals of numbers that hold that share of the hidden cells."""
         raise NotImplementedError(f"{type(self).__name__} has no calibrated intervals.")
+
+    def impute_shifted(self, values: Tensor, observed: Tensor, shift: Shift, *, median: bool = False) -> Tensor:
+        """`impute`, or medians, if hidden cells are shifted."""
+        raise NotImplementedError(f"{type(self).__name__} shifts no cells.")
+
+    def self_masking(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Columns (J,) that hide themselves, draws of their slopes (K, J), and what that does to points (J,)."""
+        return None
 
     def draw(self, values: Tensor, observed: Tensor, n_draws: int, seed: int) -> Tensor:
         """Proper draws of the hidden cells, (n_draws, n, D) in float64; observed ones as they are."""
