@@ -160,8 +160,7 @@ def _interval_calibration(table: Table, closed: ClosedForm) -> IntervalCalibrati
     most = min(_CALIBRATION_QUERIES, _CALIBRATION_CELLS // len(likelihoods.specs))
     first, step = likelihoods.first_features, -(-len(queries.row) // max(most, 1))
     some = torch.arange(0, len(queries.row), step, device=first.device)
-    held_out = queries.held_out[some][:, first] > 0
-    held_out[:, likelihoods.class_columns] = False
+    held_out = (queries.held_out[some][:, first] > 0) & ~closed.model.is_class[first]
     return IntervalCalibration(
         truth=table.values[closed.rows[queries.row[some]]].double(),  # exact: values that repeat are to be told as such
         held_out=held_out,
