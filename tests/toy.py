@@ -164,21 +164,10 @@ def codes(n_categories, generator, n=400):
     return torch.multinomial(weight, n, replacement=True, generator=generator).double()
 
 
-def _zero_inflated(generator, n=400):
-    x = torch.randn(n, dtype=F64, generator=generator).abs()
-    return torch.where(torch.rand(n, generator=generator) < 0.4, 0.0, x)
-
-
 # family -> training cells and number of categories of columns of different width; a new family gets its row here
 CELLS = {
     "gaussian": [(lambda g: torch.randn(100, dtype=F64, generator=g), 0), (lambda g: torch.zeros(100, dtype=F64), 0)],
     "discrete": [(lambda g, n=n: (codes(n, g) - n / 2) / n, 0) for n in (2, 5, 7, 32)],
-    "histogram": [
-        (lambda g: torch.randn(400, dtype=F64, generator=g), 0),
-        (lambda g: torch.randn(60, dtype=F64, generator=g).exp(), 0),
-        (_zero_inflated, 0),
-        (lambda g: torch.zeros(100, dtype=F64), 0),
-    ],
     "categorical": [(lambda g, n=n: codes(n, g), n) for n in (2, 3, 4, 7, 30)],
     "ordinal": [(lambda g, n=n: codes(n, g), n) for n in (2, 3, 4, 7, 30)],
 }

@@ -6,11 +6,9 @@ import math
 
 import pytest
 import torch
-from scipy.stats import kstest
 
 from vaeimpute.likelihoods.distributions import (
     DiscreteDistribution,
-    HistogramMixture,
     bin_of,
     by_category,
     draw_index,
@@ -60,40 +58,6 @@ def test_beside_the_values_there_is_less_the_farther_the_less():
     assert log_prob[0].tolist() == pytest.approx([-math.log(3)] * 2)
     assert (log_prob.diff(dim=0)[:, 0] < 0).all()
     assert discrete(torch.zeros(2, 3, dtype=F64)).log_prob(torch.full((1, 2), 1e30, dtype=F64)).isfinite().all()
-
-
-@pytest.fixture
-def mixture(g):
-    """One column: half a Gaussian, half a histogram of four bins, one of which is nearly a point."""
-    edges = torch.tensor([[-1.0, 0.0, 0.5, 0.501, 2.0]], dtype=F64)
-    points = torch.tensor([[-0.8, 0.25, 0.5002, 1.0]], dtype=F64)
-    low, width = edges[:, :-1], edges.diff()
-    params = torch.cat([torch.tensor([0.3, -0.5, 0.0], dtype=F64), torch.randn(4, dtype=F64, generator=g)])
-    return HistogramMixture(params.unsqueeze(0), points, edges[:, 1:-1], low, width, edges[:, -1], floor=-3.0)
-
-
-def test_a_histogram_beside_a_gaussian_integrates_to_one(mixture):
-    edges = torch.cat([torch.linspace(-8, 8, N, dtype=F64), mixture.low[0], mixture.high]).unique()
-    middle = (edges[1:] + edges[:-1]) / 2
-    density = mixture.log_prob(middle.unsqueeze(1)).squeeze(1).exp()
-    assert (density * edges.diff()).sum().item() == pytest.approx(1, abs=1e-5)
-    # The cdf is that of the draws, which are not uniform in a bin: it meets the density's at the edges of the bins.
-    below = torch.cat([torch.zeros(1, dtype=F64), (density * edges.diff()).cumsum(0)])
-    at_edges = torch.isin(edges, torch.cat([mixture.low[0], mixture.high]))
-    torch.testing.assert_close(mixture.cdf(edges.unsqueeze(1)).squeeze(1)[at_edges], below[at_edges], atol=1e-5, rtol=0)
-
-
-def test_draws_of_a_mixture_obey_its_cdf(mixture, g):
-    drawn = mixture.sample((N,), generator=g).squeeze(1)
-    assert kstest(mixture.cdf(drawn.unsqueeze(1)).squeeze(1), "uniform").pvalue > 0.01
-    assert drawn.mean().item() == pytest.approx(mixture.mean.item(), abs=5 * drawn.std().item() / N**0.5)
-
-
-def test_the_scale_of_the_gaussian_has_a_floor():
-    zero = torch.zeros(1, 1, dtype=F64)
-    params = torch.tensor([[0.0, -99.0, -99.0, 0.0]], dtype=F64)  # all of it Gaussian, and of no width at all
-    mixture = HistogramMixture(params, zero, zero[:, :0], zero - 1, zero + 2, zero[0] + 1, floor=-3.0)
-    torch.testing.assert_close(mixture.log_prob(zero), normal_log_density(zero, 0.0, -3.0))
 
 
 @pytest.mark.parametrize("lead", [(), (7,), (2, 3)])

@@ -180,14 +180,6 @@ def test_discrete_numbers_reproduce_a_gaussian_that_they_resolve():
     torch.testing.assert_close(likelihood.expectations(params), mean, rtol=0, atol=1e-3)
 
 
-def test_histogram_reproduces_a_gaussian_that_it_resolves(g):
-    x = torch.randn(20_000, dtype=F64, generator=g)
-    likelihood = LIKELIHOODS["histogram"]([LIKELIHOODS["histogram"].fit(x, 0)], FLOOR).double()
-    mean = torch.linspace(-1, 1, 11, dtype=F64).unsqueeze(-1)
-    params = likelihood.from_gaussian(mean, torch.tensor(0.3, dtype=F64).log())
-    torch.testing.assert_close(likelihood.expectations(params), mean, rtol=0, atol=0.02)
-
-
 @pytest.mark.parametrize("n_categories", [2, 3, 5, 12])
 def test_expected_indicators_are_read_as_probabilities(n_categories, g):
     spec = LIKELIHOODS["categorical"].fit(codes(n_categories, g), n_categories)
@@ -233,8 +225,8 @@ def test_gradients_are_finite_and_reach_every_parameter(family, g):
     assert params.grad.isfinite().all()
     reached = params.grad.abs().amax(0) > 0  # (C, P)
     for column, spec in enumerate(specs):
-        n_free = len(spec.points) if len(spec.points) > 1 else 0  # logits of the values or bins
-        own = {"histogram": 3 + n_free, "gaussian": 2, "ordinal": 2}.get(family, n_free)
+        n_free = len(spec.points) if len(spec.points) > 1 else 0  # logits of the values
+        own = {"gaussian": 2, "ordinal": 2}.get(family, n_free)
         assert reached[column, :own].all()
     mean = torch.randn(200, likelihood.n_features, dtype=F64, generator=g).requires_grad_()
     likelihood(likelihood.from_gaussian(mean, torch.zeros(likelihood.n_features, dtype=F64))).log_prob(
@@ -285,42 +277,6 @@ def test_poor_columns_have_a_likelihood(family, x, g):
 
 
 # ---- numbers with a structure -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize(
-    ("x", "n_atoms"),
-    [
-        (torch.linspace(-2, 2, 1000, dtype=F64), 0),
-        (torch.cat([torch.zeros(300, dtype=F64), torch.linspace(0.5, 3, 700, dtype=F64)]), 1),
-        (torch.cat([torch.zeros(300, dtype=F64), torch.rand(20_000, dtype=F64) + 1e-2]), 0),
-        (torch.cat([torch.full((9000,), -0.7, dtype=F64), torch.rand(20_000, dtype=F64)]), 1),
-        (torch.cat([torch.full((50,), v, dtype=F64) for v in (0.0, 1e-3, 2e-3, 1.0)]), 4),
-        (torch.cat([torch.full((50,), v, dtype=F64) for v in (0.0, 0.7, 2.0)] + [torch.rand(500, dtype=F64)]), 3),
-    ],
-    ids=["smooth", "zeros", "few zeros", "dense numbers", "near atoms", "atoms among numbers"],
-)
-def test_bins_cover_the_cells_and_atoms_have_their_own(x, n_atoms, dtype):
-    spec = LIKELIHOODS["histogram"].fit(x, 0)
-    edges, points = torch.tensor(spec.edges, dtype=F64), torch.tensor(spec.points, dtype=F64)
-    assert (edges.diff() > 0).all()
-    assert edges[0] <= x.min()
-    assert x.max() <= edges[-1]
-    assert ((edges[:-1] <= points) & (points <= edges[1:])).all()
-    found, count = x.unique(return_counts=True)
-    atoms = found[count > 0.03 * len(x)]
-    assert len(atoms) == n_atoms
-    # Certain of an atom's bin, the likelihood gives the atom a density that no other cell comes near.
-    likelihood = LIKELIHOODS["histogram"]([spec], FLOOR).to(dtype)
-    for atom in atoms:
-        nearest = (likelihood.grid[0].double() - atom).abs().argmin()
-        assert likelihood.grid[0, nearest].item() == pytest.approx(atom.item(), abs=1e-4)
-        params = torch.zeros(1, 1, likelihood.n_params, dtype=dtype)
-        params[..., 2] = 30.0
-        params[..., 3 + nearest] = 30.0
-        assert likelihood(params).log_prob(atom.to(dtype).reshape(1, 1)).item() > 5
-        for other in atoms[atoms != atom]:
-            assert likelihood(params).log_prob(other.to(dtype).reshape(1, 1)).item() < 0
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ class CellSpec:
     family : str
         Key of ``LIKELIHOODS``.
     points : tuple of float
-        Frequencies of the categories, values of a discrete number, or the mean of each histogram bin.
+        Frequencies of the categories, or values of a discrete number.
     edges : tuple of float
-        Cut points between categories or values, or edges of the histogram bins.
+        Cut points between categories or values.
     """
 
     family: str

@@ -1,4 +1,4 @@
-"""The two distributions that PyTorch lacks: over a few numbers, and a histogram beside a Gaussian."""
+"""The distribution that PyTorch lacks, over a few numbers, and what categories of several columns need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import distributions as dist
 _LOG_2PI = math.log(2 * math.pi)
 _FEW = 8  # numbers in a row
 _BESIDE = 8.0  # nats by which a value is less likely that is one step from the nearest one
-_OUTSIDE = -1e4  # log-density of the histogram beyond its bins: finite, so that no gradient is NaN
+_MOST = 1e4  # that log-probability falls by, however far: finite, so that no gradient is NaN
 
 
 def normal_log_density(x: Tensor, mean: Tensor | float = 0.0, log_scale: Tensor | float = 0.0) -> Tensor:
@@ -40,7 +40,7 @@ class DiscreteDistribution(dist.Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         index = bin_of(value, self.cuts)
         beside = (value - pick(self.points.expand(*index.shape, -1), index)) / self.step
-        return pick(self.logits, index) - (_BESIDE * beside.square()).clamp(max=-_OUTSIDE)
+        return pick(self.logits, index) - (_BESIDE * beside.square()).clamp(max=_MOST)
 
     def cdf(self, value: Tensor) -> Tensor:
         return (self.logits.exp() * (self.points <= value.unsqueeze(-1))).sum(-1)
@@ -48,60 +48,6 @@ class DiscreteDistribution(dist.Distribution):
     def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
         index = draw_index(self.logits.expand(*sample_shape, *self.logits.shape), generator)
         return pick(self.points.expand(*index.shape, -1), index)
-
-
-class HistogramMixture(dist.Distribution):
-    """Mixture of a Gaussian and a histogram over bins with inner `edges` (C, N - 1), mean `points`, `low` and `width`.
-
-    Nothing lies above `high` (C,).
-    """
-
-    def __init__(
-        self, params: Tensor, points: Tensor, edges: Tensor, low: Tensor, width: Tensor, high: Tensor, floor: float
-    ) -> None:
-        self.loc, self.log_scale, gate = params[..., 0], params[..., 1].clamp(min=floor), params[..., 2]
-        self.log_share = torch.nn.functional.logsigmoid(gate)  # of the histogram
-        self.log_rest = torch.nn.functional.logsigmoid(-gate)
-        self.logits = params[..., 3:].log_softmax(-1)
-        self.points, self.edges, self.low, self.width, self.high = points, edges, low, width, high
-        super().__init__(params.shape[:-1], validate_args=False)
-
-    @property
-    def mean(self) -> Tensor:
-        share = self.log_share.exp()
-        return (1 - share) * self.loc + share * (self.logits.exp() * self.points).sum(-1)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        index = bin_of(value, self.edges)
-        log_density = pick(self.logits, index) - pick(self.width.log().expand(*index.shape, -1), index)
-        inside = (value >= self.low[:, 0]) & (value <= self.high)
-        log_density = torch.where(inside, log_density, _OUTSIDE)
-        log_normal = normal_log_density(value, self.loc, self.log_scale)
-        return torch.logaddexp(self.log_rest + log_normal, self.log_share + log_density)
-
-    def cdf(self, value: Tensor) -> Tensor:
-        """Of what `sample` draws."""
-        t = ((self.points - self.low) / self.width).clamp(0, 1)  # the bin's mean, from 0 to 1
-        place = ((value.unsqueeze(-1) - self.low) / self.width).clamp(0, 1)
-        above = 1 - t * (1 - place) / (1 - t).clamp(min=1e-6)  # with probability t, uniform between t and 1
-        inside = torch.where(place < t, (1 - t) * place / t.clamp(min=1e-6), above)
-        of_bins = (self.logits.exp() * inside).sum(-1)
-        of_normal = torch.special.ndtr((value - self.loc) * torch.exp(-self.log_scale))
-        return self.log_rest.exp() * of_normal + self.log_share.exp() * of_bins
-
-    @torch.no_grad()
-    def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
-        index = draw_index(self.logits.expand(*sample_shape, *self.logits.shape), generator)
-        low, width, point = (pick(t.expand(*index.shape, -1), index) for t in (self.low, self.width, self.points))
-
-        def uniform() -> Tensor:
-            return torch.empty_like(low).uniform_(generator=generator)
-
-        # Uniform on either side of the bin's mean, which so stays the mean of the draws.
-        t, u = ((point - low) / width).clamp(0, 1), uniform()
-        from_bin = low + width * torch.where(uniform() < t, t + (1 - t) * u, t * u)
-        normal = self.loc + self.log_scale.exp() * torch.empty_like(low).normal_(generator=generator)
-        return torch.where(uniform() < self.log_share.exp(), from_bin, normal)
 
 
 def bin_of(values: Tensor, cuts: Tensor) -> Tensor:

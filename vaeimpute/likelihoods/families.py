@@ -1,4 +1,4 @@
-"""The families of likelihoods of cells: Gaussian, discrete numbers, histograms, categories, ordered categories."""
+"""The families of likelihoods of cells: Gaussian, discrete numbers, categories, ordered categories."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import distributions as dist
 from vaeimpute.likelihoods.base import CellSpec, Likelihood
 from vaeimpute.likelihoods.distributions import (
     DiscreteDistribution,
-    HistogramMixture,
     by_category,
     draw_index,
     pick,
@@ -110,85 +109,6 @@ class Discrete(Likelihood):
 
     def expectations(self, params: Tensor) -> Tensor:
         return (by_category(torch.softmax, params) * self.grid).sum(-1)
-
-
-class Histogram(Likelihood):
-    """A number as a mixture of a Gaussian and a histogram over its quantiles; values that repeat get a bin each.
-
-    Near-deterministic columns need the Gaussian, spiky and stepped ones the histogram. Parameters: mean, log scale,
-    logit of the histogram's share, N logits. The expectation is the mean of the mixture.
-    """
-
-    n_bins, common = 32, 0.03
-    grid: Tensor  # (C, N)
-    edges: Tensor  # (C, N - 1)
-    low: Tensor  # (C, N)
-    width: Tensor  # (C, N)
-    high: Tensor  # (C,)
-    mask: Tensor  # (C, N)
-    _start_logit = -2.0
-
-    def __init__(self, specs: Sequence[CellSpec], log_scale_floor: float) -> None:
-        super().__init__()
-        self.n_features = self.n_expectations = len(specs)
-        self.log_scale_floor = log_scale_floor
-        grid, valid = _padded([s.points for s in specs])
-        edges, _ = _padded([s.edges[1:-1] for s in specs], fill=math.inf)
-        low, _ = _padded([s.edges[:-1] for s in specs])
-        high, _ = _padded([s.edges[1:] for s in specs], fill=1.0)
-        self.n_params = 3 + grid.shape[1]
-        for name, value in [("grid", grid), ("edges", edges), ("low", low), ("width", (high - low).clamp(min=1e-6))]:
-            self.register_buffer(name, value, persistent=False)
-        self.register_buffer("high", torch.tensor([s.edges[-1] for s in specs], dtype=torch.float64), persistent=False)
-        self.register_buffer("mask", torch.where(valid, 0.0, _IMPOSSIBLE), persistent=False)
-
-    @classmethod
-    def fit(cls, x: Tensor, n_categories: int) -> CellSpec:
-        x = x if len(x) else x.new_zeros(1)
-        values, count = x.unique(return_counts=True)
-        n_bins = min(cls.n_bins, max(4, len(x) // 20))
-        atoms = values[count > max(cls.common * len(x), 2)]
-        # Wide enough for single precision; other numbers may share an atom's bin, two atoms may not.
-        half = min(atoms.diff().min().item() / 3, 1e-3) if len(atoms) > 1 else 1e-3
-        rest = x[~torch.isin(x, atoms)]
-        parts = [atoms - half, atoms + half]
-        if len(rest):
-            parts.append(torch.quantile(rest[:: max(1, len(rest) // 100_000)], torch.linspace(0, 1, n_bins + 1).to(x)))
-        edges = torch.cat(parts).unique()
-        # a quantile inside an atom's own little bin would split it
-        inside = ((edges.unsqueeze(1) > atoms - half) & (edges.unsqueeze(1) < atoms + half)).any(1)
-        edges = edges[~inside]
-        if len(edges) < 2:
-            edges = torch.stack([values[0] - half, values[-1] + half])
-        index = torch.bucketize(x, edges[1:-1].contiguous(), right=True)
-        n_cells = torch.bincount(index, minlength=len(edges) - 1)
-        total = torch.zeros_like(edges[1:]).index_add_(0, index, x)
-        points = torch.where(n_cells > 0, total / n_cells.clamp(min=1), (edges[1:] + edges[:-1]) / 2)
-        return CellSpec("histogram", tuple(points.tolist()), tuple(edges.tolist()))
-
-    def forward(self, params: Tensor) -> HistogramMixture:
-        return HistogramMixture(params, self.grid, self.edges, self.low, self.width, self.high, self.log_scale_floor)
-
-    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
-        return self(params).sample(generator=generator)
-
-    def features(self, values: Tensor) -> Tensor:
-        return values
-
-    def from_gaussian(self, mean: Tensor, log_scale: Tensor) -> Tensor:
-        # the Gaussian's own mass in each bin, the end bins open
-        edges = self.edges[:, : self.grid.shape[1] - 1].clamp(max=1e8)
-        below = torch.special.ndtr((edges - mean.unsqueeze(-1)) * torch.exp(-log_scale).unsqueeze(-1))
-        mass = nn.functional.pad(nn.functional.pad(below, (0, 1), value=1.0), (1, 0)).diff(dim=-1)
-        gate = torch.full_like(mean, self._start_logit)
-        head = torch.stack([mean, log_scale.expand_as(mean), gate], -1)
-        return torch.cat([head, mass.clamp(min=1e-6).log() + self.mask], -1)
-
-    def gaussian_expectations(self, mean: Tensor, log_scale: Tensor) -> Tensor:
-        return mean
-
-    def expectations(self, params: Tensor) -> Tensor:
-        return self(params).mean
 
 
 class _Categories(nn.Module):
@@ -360,7 +280,6 @@ class Ordinal(Likelihood):
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     "gaussian": Gaussian,
     "discrete": Discrete,
-    "histogram": Histogram,
     "categorical": Categorical,
     "ordinal": Ordinal,
 }
