@@ -117,7 +117,6 @@ def test_draws_look_like_the_column_bit_for_bit(shop):
     assert len(np.unique(drawn[5]["cents"])) > 600  # and is no list of what was seen
 
 
-@pytest.mark.xfail(reason="some thirds come back an ulp off, as 0.33333333333333348", strict=True)
 def test_repeated_values_that_are_no_decimals_come_back_bit_for_bit():
     rng = np.random.default_rng(0)
     x = rng.normal(size=300)

@@ -16,6 +16,8 @@ __all__ = ["CODECS", "Codec", "can_hold", "was"]
 
 FARTHEST = 1e6  # standard deviations; none of n training cells is farther than sqrt(n), so this only bounds new cells
 _MOST_DECIMALS = 6
+_REPEATED, _MOST_REPEATED = 3, 200  # times that a value occurs; values of a column that are kept
+_ROUNDING = 1e-9  # in units of a column's standard deviation
 _FEW = 20  # cells; fewer say little of what lies beyond them
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 RESOLUTIONS = (86400.0, 3600.0, 60.0, 1.0, 1e-3, 1e-6, 1e-9)  # seconds
@@ -62,6 +64,7 @@ class NumberCodec(Codec):
         )
         state: dict[str, Any] = {"center": center, "scale": scale, "minimum": low, "maximum": high, "integer": integer}
         state["decimals"] = 0 if integer else _decimals(numbers, cells.dtype)
+        state["repeated"] = () if state["decimals"] is not None else _repeated(numbers)
         return Column(cells.name, kind, cells.dtype, n_observed=numbers.size, **state)
 
     def encode(self, cells: Cells, column: Column) -> NDArray[np.float64]:
@@ -79,6 +82,8 @@ class NumberCodec(Codec):
             decoded = np.exp(decoded) if self.logarithm else decoded
             if column.integer or (rounded and column.decimals is not None):
                 decoded = np.round(decoded, column.decimals or 0)
+        if rounded and column.repeated:
+            decoded = _on_repeated(decoded, np.array(column.repeated), column.scale)
         return np.clip(decoded, column.minimum, column.maximum)
 
 
@@ -243,6 +248,24 @@ def _decimals(numbers: NDArray, dtype: str) -> int | None:
             if (np.abs(np.round(numbers, places) - numbers) <= precision * np.abs(numbers)).all():
                 return places
     return None
+
+
+def _repeated(numbers: NDArray) -> tuple[float, ...]:
+    """The values that occur most often, ascending, of those that come back."""
+    values, count = np.unique(numbers, return_counts=True)
+    often = np.flatnonzero(count >= _REPEATED)
+    often = np.sort(often[np.argsort(-count[often], kind="stable")[:_MOST_REPEATED]])
+    return tuple(float(value) for value in values[often])
+
+
+def _on_repeated(numbers: NDArray, repeated: NDArray, scale: float) -> NDArray:
+    """Numbers that differ from a repeated value by rounding alone are that value."""
+    above = np.searchsorted(repeated, numbers).clip(0, len(repeated) - 1)
+    below = np.maximum(above - 1, 0)
+    nearest = np.where(
+        np.abs(repeated[above] - numbers) < np.abs(repeated[below] - numbers), repeated[above], repeated[below]
+    )
+    return np.where(np.abs(nearest - numbers) <= _ROUNDING * (scale + np.abs(nearest)), nearest, numbers)
 
 
 def _ticks(times: NDArray) -> tuple[NDArray[np.int64], int]:

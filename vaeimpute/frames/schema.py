@@ -60,6 +60,8 @@ class Column:
     decimals : int, optional
         Numbers only: the fewest decimal places, up to six, with which all observed numbers can be written; None if no
         so few are enough.
+    repeated : tuple of float
+        Numbers without such decimals only: values that occur often, as zeros among amounts do.
     resolution : float
         DATETIME only: the largest of day, hour, minute, second and the dtype's own tick, in seconds, of which all
         observed times are multiples.
@@ -85,6 +87,7 @@ class Column:
     maximum: float = 0.0
     integer: bool = False
     decimals: int | None = None
+    repeated: tuple[float, ...] = ()
     resolution: float = 0.0
     n_observed: int = 0
 
@@ -101,13 +104,15 @@ class Column:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain Python values."""
-        return asdict(self) | {"kind": str(self.kind), "categories": list(self.categories)}
+        plain = {"categories": list(self.categories), "repeated": list(self.repeated)}
+        return asdict(self) | {"kind": str(self.kind), **plain}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> "Column":
         """The inverse of `to_json`."""
         name = tuple(state["name"]) if isinstance(state["name"], list) else state["name"]
-        return cls(**{**state, "name": name, "kind": Kind(state["kind"]), "categories": tuple(state["categories"])})
+        plain = {key: tuple(state.get(key, ())) for key in ("categories", "repeated")}
+        return cls(**{**state, "name": name, "kind": Kind(state["kind"]), **plain})
 
 
 @dataclass(frozen=True)
