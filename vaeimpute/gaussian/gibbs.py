@@ -72,10 +72,15 @@ def draw_parameters(
 
 def average(draws: FactorAnalysis) -> FactorAnalysis:
     """The linear VAE with the mean covariance and the mean offset of stacked draws, of their rank."""
-    cov = (draws.W @ draws.W.transpose(-1, -2)).mean(0)
-    eigenvalues, vectors = torch.linalg.eigh(cov)
-    W = vectors[:, -draws.rank :] * eigenvalues[-draws.rank :].clamp(min=0).sqrt()
-    left = (cov - W @ W.T).diagonal().clamp(min=0)  # what so few latents cannot hold
+    K, F, L = draws.W.shape
+    side_by_side = draws.W.movedim(0, 1).flatten(1) / K**0.5  # (F, K L): its square is the mean of W W'
+    if F <= K * L:
+        eigenvalues, vectors = torch.linalg.eigh(side_by_side @ side_by_side.T)
+        W = vectors[:, -L:] * eigenvalues[-L:].clamp(min=0).sqrt()
+    else:  # the same from the smaller square
+        _, vectors = torch.linalg.eigh(side_by_side.T @ side_by_side)
+        W = side_by_side @ vectors[:, -L:]
+    left = (side_by_side.square().sum(1) - W.square().sum(1)).clamp(min=0)  # what so few latents cannot hold
     return FactorAnalysis(W, draws.b.mean(0), draws.psi.mean(0) + left)
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vaeimpute.batching import row_slices
 from vaeimpute.persistence import Fitted
 
 _KNOTS = 96  # quantiles between values that repeat
@@ -97,7 +98,7 @@ class Margins(Fitted):
         m, s = mean.T.to(grid).contiguous(), deviation.T.to(grid)  # (D, n)
         bounded = self._end_slopes == 0
         mus, spreads = [], []
-        for means, deviations in zip(*self._moments, strict=True):  # (D, G) of a sigma
+        for means, deviations in zip(*self._moments, strict=True):  # of a sigma, (D, G)
             at = torch.searchsorted(means, m).clamp(1, _STEPS - 1)
             low, high = means.gather(1, at - 1), means.gather(1, at)
             share = (m - low) / (high - low).clamp(min=1e-12)
@@ -126,18 +127,21 @@ class Margins(Fitted):
         return torch.where(ends.abs() >= _LARGEST_SCORE, 0, slope)
 
     @cached_property
-    def _moments(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Mean and standard deviation of ``Q(mu + sigma t)`` for each sigma, (D, G) on the grid of mu."""
-        like = self.score
-        nodes = _nodes(like)
-        mu = torch.linspace(-_FARTHEST, _FARTHEST, _STEPS, dtype=like.dtype, device=like.device)
-        means, deviations = [], []
-        for sigma in _SIGMAS:
-            scores = (mu.unsqueeze(1) + sigma * nodes).flatten().unsqueeze(1).expand(-1, len(like))
-            cells = self.quantile(scores).T.unflatten(1, (_STEPS, _NODES))  # (D, G, nodes)
-            means.append(cells.mean(-1) + 1e-7 * mu)
-            deviations.append(cells.std(-1, correction=0))
-        return means, deviations
+    def _moments(self) -> Tensor:
+        """Mean and standard deviation of ``Q(mu + sigma t)`` on the grid of both, (2, S, D, G)."""
+        nodes, n_columns = _nodes(self.score), len(self.score)
+        mu = torch.linspace(-_FARTHEST, _FARTHEST, _STEPS).to(self.score)
+        out = self.score.new_empty(
+            2, len(_SIGMAS), n_columns, _STEPS
+        )  # at once: what is kept must not split what is freed
+        for some in row_slices(n_columns, 16 * _STEPS * _NODES):  # with all that `quantile` holds meanwhile
+            part = Margins(score=self.score[some], value=self.value[some])
+            for s, sigma in enumerate(_SIGMAS):
+                scores = (mu.unsqueeze(1) + sigma * nodes).flatten().unsqueeze(1).expand(-1, len(part.score))
+                cells = part.quantile(scores).T.unflatten(1, (_STEPS, _NODES))
+                out[0, s, some] = cells.mean(-1) + 1e-7 * mu
+                out[1, s, some] = cells.std(-1, correction=0)
+        return out
 
 
 def _nodes(like: Tensor) -> Tensor:
