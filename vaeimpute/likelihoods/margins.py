@@ -130,7 +130,7 @@ class Margins(Fitted):
     def _moments(self) -> Tensor:
         """Mean and standard deviation of ``Q(mu + sigma t)`` on the grid of both, (2, S, D, G)."""
         nodes, n_columns = _nodes(self.score), len(self.score)
-        mu = torch.linspace(-_FARTHEST, _FARTHEST, _STEPS).to(self.score)
+        mu = torch.linspace(-_FARTHEST, _FARTHEST, _STEPS, dtype=self.score.dtype, device=self.score.device)
         out = self.score.new_empty(
             2, len(_SIGMAS), n_columns, _STEPS
         )  # at once: what is kept must not split what is freed
