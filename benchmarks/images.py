@@ -35,7 +35,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.image_peers import DETECTORS, PEERS
 from benchmarks.image_sets import MASKS, SETS, Images, hide_pixels, observed_pixels
 from benchmarks.markdown import markdown
-from benchmarks.run import RESULTS, append_line, read_lines
+from benchmarks.run import RESULTS, append_line, key_of, read_lines
 
 __all__ = ["fit_anomaly", "fit_inpainting", "image_tables", "judge", "report", "run_lines"]
 
@@ -163,12 +163,12 @@ def run_lines(keys: list[dict], out: Path, params: dict, cores: int) -> int:
     One failing method must not end the run: its lines say why, and the log where.
     """
     suffix = f"[{','.join(f'{name}={value}' for name, value in params.items())}]" if params else ""
-    done = {_key_of(line) for line in read_lines(out) if "error" not in line}
-    todo = [key for key in keys if _key_of(key | {"method": key["method"] + suffix}) not in done]
+    done = {key_of(line, KEY) for line in read_lines(out) if "error" not in line}
+    todo = [key for key in keys if key_of(key | {"method": key["method"] + suffix}, KEY) not in done]
     click.echo(f"{len(keys) - len(todo)} of {len(keys)} lines are in {out} already.", err=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     failures = 0
-    for _, together in groupby(todo, key=lambda key: _key_of(key | {"mask": None})):
+    for _, together in groupby(todo, key=lambda key: key_of(key | {"mask": None}, KEY)):
         for line in _survive(list(together), params, cores):
             line["method"] += suffix
             failures += "error" in line
@@ -195,10 +195,6 @@ def _attempt(function: Callable[..., Result], *arguments: dict) -> Result | dict
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _key_of(line: dict) -> tuple:
-    return tuple(line[name] for name in KEY)
-
-
 def _short(value: object) -> object:
     return f"{value:.4g}" if isinstance(value, float) else value
 
@@ -214,7 +210,7 @@ def _clock() -> Callable[[], float]:
 def image_tables(lines: list[dict]) -> dict[str, pd.DataFrame]:
     """Titles and tables of the images' lines, cells as text; means over seeds. Of repeated lines the last counts."""
     lines = [line for line in lines if line.get("task") in TASKS and "error" not in line]
-    frame = pd.DataFrame({_key_of(line): line for line in lines}.values())
+    frame = pd.DataFrame({key_of(line, KEY): line for line in lines}.values())
     if frame.empty:
         return {}
     tables = {}

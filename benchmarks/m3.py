@@ -35,7 +35,16 @@ from threadpoolctl import threadpool_limits
 
 import vaeimpute
 from benchmarks.markdown import markdown
-from benchmarks.run import RESULTS, append_line, cut_unfinished_line, listed, read_lines, setting
+from benchmarks.run import (
+    RESULTS,
+    append_line,
+    cut_unfinished_line,
+    finished_lines,
+    key_of,
+    listed,
+    read_lines,
+    setting,
+)
 from vaeimpute import VAEImputer
 
 __all__ = ["PUBLISHED", "by_vaeimpute", "load", "measure", "observed_cells", "report", "run_lines"]
@@ -151,8 +160,8 @@ def run_lines(
     keys = [dict(zip(KEY, (TASK, name, seed, method), strict=True)) for name, seed in product(sets, seeds)]
     out.parent.mkdir(parents=True, exist_ok=True)
     cut_unfinished_line(out)
-    done = {_key_of(line) for line in _own(read_lines(out))}
-    todo = [key for key in keys if _key_of(key) not in done]
+    done = {key_of(line, KEY) for line in finished_lines(read_lines(out), TASK, KEY)}
+    todo = [key for key in keys if key_of(key, KEY) not in done]
     click.echo(f"{len(keys) - len(todo)} of {len(keys)} lines are in {out} already.", err=True)
     failures = 0
     for key in todo:
@@ -169,16 +178,6 @@ def run_lines(
     return failures
 
 
-def _own(lines: list[dict]) -> list[dict]:
-    """Finished lines of this benchmark; of repeated ones the last."""
-    own = [line for line in lines if line.get("task") == TASK and "error" not in line]
-    return list({_key_of(line): line for line in own}.values())
-
-
-def _key_of(line: dict) -> tuple:
-    return tuple(line[name] for name in KEY)
-
-
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -188,7 +187,9 @@ def _short(value: object) -> str:
 
 def report(lines: list[dict]) -> str:
     """All tables, as Markdown: for each of our settings what it comes to, and every set; means over seeds."""
-    frame = pd.DataFrame(_own(lines), columns=[*KEY, "rows", "columns", *_errors(), "seconds", "cores"])
+    frame = pd.DataFrame(
+        finished_lines(lines, TASK, KEY), columns=[*KEY, "rows", "columns", *_errors(), "seconds", "cores"]
+    )
     return "\n".join(_section(method, part) for method, part in frame.groupby("method", sort=False))
 
 

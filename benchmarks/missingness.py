@@ -23,7 +23,7 @@ import pandas as pd
 from benchmarks.datasets import TABLES as ALL_TABLES
 from benchmarks.datasets import load
 from benchmarks.markdown import markdown
-from benchmarks.run import RESULTS, append_line, cut_unfinished_line, listed, read_lines
+from benchmarks.run import RESULTS, append_line, cut_unfinished_line, key_of, listed, read_lines
 from vaeimpute import VAEImputer, __version__
 from vaeimpute.amputation import ampute
 
@@ -78,10 +78,10 @@ def judged(
 def run_lines(cases: list[dict], out: Path) -> int:
     """Append the lines that are not in the file yet; gives how many failed."""
     cut_unfinished_line(out)
-    done = {tuple(line[name] for name in KEY) for line in read_lines(out) if "error" not in line}
+    done = {key_of(line, KEY) for line in read_lines(out) if "error" not in line}
     failures = 0
     for case in cases:
-        if tuple(case[name] for name in KEY) in done:
+        if key_of(case, KEY) in done:
             continue
         started = time.process_time()
         try:

@@ -31,7 +31,16 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.markdown import markdown
 from benchmarks.pooling_methods import METHODS
-from benchmarks.run import RESULTS, append_line, cut_unfinished_line, listed, read_lines, setting
+from benchmarks.run import (
+    RESULTS,
+    append_line,
+    cut_unfinished_line,
+    finished_lines,
+    key_of,
+    listed,
+    read_lines,
+    setting,
+)
 from vaeimpute import __version__, fit_pooled
 
 __all__ = ["ANALYSES", "CONGENIAL", "ESTIMANDS", "hide", "make", "report", "run_lines", "truth"]
@@ -195,8 +204,8 @@ def run_lines(keys: list[dict], out: Path, params: dict, jobs: int = 1) -> int:
     """Compute the lines that ``out`` lacks, a table at a time in each process, and return the number that failed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     cut_unfinished_line(out)
-    done = {_key_of(line) for line in _own(read_lines(out))}
-    todo = [key for key in keys if _key_of(key) not in done]
+    done = {key_of(line, KEY) for line in finished_lines(read_lines(out), TASK, KEY)}
+    todo = [key for key in keys if key_of(key, KEY) not in done]
     click.echo(f"{len(keys) - len(todo)} of {len(keys)} lines are in {out} already.", err=True)
     # Seeds before sizes, so that a run that is stopped has a few replicates of everything.
     by_seed = operator.itemgetter("seed", "rows", "mechanism")
@@ -211,22 +220,12 @@ def run_lines(keys: list[dict], out: Path, params: dict, jobs: int = 1) -> int:
     return failures
 
 
-def _own(lines: list[dict]) -> list[dict]:
-    """Finished lines of this benchmark; of repeated ones the last."""
-    own = [line for line in lines if line.get("task") == TASK and "error" not in line]
-    return list({_key_of(line): line for line in own}.values())
-
-
-def _key_of(line: dict) -> tuple:
-    return tuple(line[name] for name in KEY)
-
-
 # --- reporting --------------------------------------------------------------------------------------------------------
 
 
 def report(lines: list[dict]) -> str:
     """All tables, as Markdown: an overview, and coverage and bias of every estimand."""
-    frame = _long(_own(lines))
+    frame = _long(finished_lines(lines, TASK, KEY))
     overview, details = [], []
     for (rows, mechanism), cell in frame.groupby(["rows", "mechanism"], sort=True):
         label = f"{rows}, {mechanism.upper()}"

@@ -218,8 +218,8 @@ def run_cases(cases: list[Case], out: Path, jobs: int = 1, cores: int | None = N
     """Compute the cases that ``out`` lacks, append their lines, and return the number that failed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     cut_unfinished_line(out)
-    done = {_key_of(line) for line in read_lines(out) if "error" not in line}
-    todo = [case for case in cases if _key_of(case.key()) not in done]
+    done = {key_of(line, KEY) for line in read_lines(out) if "error" not in line}
+    todo = [case for case in cases if key_of(case.key(), KEY) not in done]
     click.echo(f"{len(cases) - len(todo)} of {len(cases)} lines are in {out} already.", err=True)
     start, failures = time.perf_counter(), 0
     lines = (compute(case, cores) for case in todo) if jobs == 1 else _in_processes(todo, jobs, cores)
@@ -278,6 +278,17 @@ def read_lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
 
+def finished_lines(lines: list[dict], task: str, key: Sequence[str]) -> list[dict]:
+    """Those of one task that did not fail; of lines with the same key the last."""
+    own = [line for line in lines if line.get("task") == task and "error" not in line]
+    return list({key_of(line, key): line for line in own}.values())
+
+
+def key_of(line: dict, key: Sequence[str]) -> tuple:
+    """What a line is about: its entries under the names of a key."""
+    return tuple(line[name] for name in key)
+
+
 def cut_unfinished_line(file: Path) -> None:
     """Remove the half line that a killed run may leave at the end, so that the next line starts on its own."""
     content = file.read_bytes() if file.exists() else b""
@@ -300,10 +311,6 @@ def _plain(x: object) -> object:
     if isinstance(x, float):
         return float(f"{x:.5g}") if np.isfinite(x) else None
     return x
-
-
-def _key_of(line: dict) -> tuple:
-    return tuple(line[name] for name in KEY)
 
 
 def versions(imports: Collection[str]) -> dict[str, str]:
@@ -358,7 +365,7 @@ def _cases(grids: tuple[Grid, ...], max_rows: int | None, params: dict) -> list[
             chosen = json.dumps(params) if method == "vaeimpute" else "{}"
             draws = grid.draws if PEERS[method].draws is not None and grid.task == "imputation" else 0
             case = Case(grid.task, table, limits[table], mechanism, rate, seed, method, draws, chosen)
-            cases[_key_of(case.key())] = case
+            cases[key_of(case.key(), KEY)] = case
     return sorted(cases.values(), key=lambda case: sizes[case.table])
 
 

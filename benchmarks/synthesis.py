@@ -27,7 +27,17 @@ from threadpoolctl import threadpool_limits
 from benchmarks.datasets import TABLES, load
 from benchmarks.markdown import markdown
 from benchmarks.peer_synthesizers import SYNTHESIZERS
-from benchmarks.run import RESULTS, append_line, cut_unfinished_line, listed, read_lines, setting, versions
+from benchmarks.run import (
+    RESULTS,
+    append_line,
+    cut_unfinished_line,
+    finished_lines,
+    key_of,
+    listed,
+    read_lines,
+    setting,
+    versions,
+)
 from benchmarks.synthesis_scores import METRICS, Synthesis
 
 __all__ = ["TABLES_USED", "check_rows", "halves", "keys", "measure", "report", "run_lines"]
@@ -118,8 +128,8 @@ def run_lines(todo: list[dict], params: dict, out: Path, cores: int = 1) -> int:
     """Compute the lines that ``out`` lacks, append them, and return the number that failed; ``params`` are ours."""
     out.parent.mkdir(parents=True, exist_ok=True)
     cut_unfinished_line(out)
-    done = {_key_of(line) for line in _own(read_lines(out))}
-    left = [key for key in todo if _key_of(key) not in done]
+    done = {key_of(line, KEY) for line in finished_lines(read_lines(out), TASK, KEY)}
+    left = [key for key in todo if key_of(key, KEY) not in done]
     click.echo(f"{len(todo) - len(left)} of {len(todo)} lines are in {out} already.", err=True)
     failures = 0
     for key in left:
@@ -131,16 +141,6 @@ def run_lines(todo: list[dict], params: dict, out: Path, cores: int = 1) -> int:
         ]
         click.echo(" ".join(f"{part:.3g}" if isinstance(part, float) else str(part) for part in shown), err=True)
     return failures
-
-
-def _own(lines: list[dict]) -> list[dict]:
-    """Finished lines of this benchmark; of repeated ones the last."""
-    own = [line for line in lines if line.get("task") == TASK and "error" not in line]
-    return list({_key_of(line): line for line in own}.values())
-
-
-def _key_of(line: dict) -> tuple:
-    return tuple(line[name] for name in KEY)
 
 
 # --- reporting --------------------------------------------------------------------------------------------------------
@@ -164,14 +164,14 @@ BY_TABLE = ("auc", "ratio_trees", "near_copies")
 
 def report(lines: list[dict]) -> str:
     """All tables, as Markdown: means over the tables of a split, and some scores of each table; what failed."""
-    if not (own := _own(lines)):
+    if not (own := finished_lines(lines, TASK, KEY)):
         return "No results yet."
     frame = pd.DataFrame(own)
     frame["table"] += " " + (2 * frame["rows"]).astype(str) + "×" + frame["columns"].astype(str)
     parts = [_summary(split, part) for split, part in frame.groupby("split")]
     parts += [_by_table(score, frame) for score in BY_TABLE]
-    done = set(map(_key_of, own))
-    failed = {_key_of(line): line["error"] for line in lines if "error" in line and _key_of(line) not in done}
+    done = {key_of(line, KEY) for line in own}
+    failed = {key_of(line, KEY): line["error"] for line in lines if "error" in line and key_of(line, KEY) not in done}
     parts += [f"Failed: {key[-1]} on {key[1]}, seed {key[3]}: {error}\n" for key, error in failed.items()]
     return "\n".join(parts)
 
