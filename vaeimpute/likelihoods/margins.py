@@ -79,14 +79,8 @@ class Margins(Fitted):
 
     def score_ranges(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """The least and the largest normal score (n, D) at which ``Q`` has that value: two where it repeats."""
-        sought, last = values.T.to(self.value).contiguous(), self.value.shape[1] - 1
-        edges = []
-        for right in (False, True):
-            at = torch.searchsorted(self.value, sought, right=right)
-            above = at.clamp(1, last)
-            low, high = self.value.gather(1, above - 1), self.value.gather(1, above)
-            share = torch.where(high > low, (sought - low) / (high - low).clamp(min=1e-300), float(right)).clamp(0, 1)
-            edges.append(torch.lerp(self.score.gather(1, above - 1), self.score.gather(1, above), share))
+        sought = values.T.to(self.value).contiguous()
+        edges = [_between(self.value, self.score, sought, right=right) for right in (False, True)]
         low, high = self._end_slopes[:, :, None].clamp(min=1e-12)
         beyond = (sought - self.value[:, :1]).clamp(max=0) / low + (sought - self.value[:, -1:]).clamp(min=0) / high
         beyond = beyond.clamp(-_LARGEST_SCORE, _LARGEST_SCORE)
@@ -111,11 +105,7 @@ class Margins(Fitted):
 
     def _within(self, score: Tensor) -> Tensor:
         """``Q`` of scores (n, D), constant beyond the knots."""
-        sought = score.T.contiguous()
-        at = torch.searchsorted(self.score, sought).clamp(1, self.score.shape[1] - 1)
-        low, high = self.score.gather(1, at - 1), self.score.gather(1, at)
-        share = torch.where(high > low, (sought - low) / (high - low).clamp(min=1e-300), 1).clamp(0, 1)
-        return torch.lerp(self.value.gather(1, at - 1), self.value.gather(1, at), share).T
+        return _between(self.score, self.value, score.T.contiguous(), upper=True).T
 
     @cached_property
     def _end_slopes(self) -> Tensor:
@@ -154,6 +144,18 @@ def _nodes(like: Tensor) -> Tensor:
 def _at(knots: Tensor, index: Tensor) -> Tensor:
     """Knots (D, n) of each column, from the first to the last."""
     return knots.gather(1, index.clamp(0, knots.shape[1] - 1))
+
+
+def _between(x: Tensor, y: Tensor, sought: Tensor, *, right: bool = False, upper: bool | None = None) -> Tensor:
+    """Linear between knots ``(x, y)`` (D, K), constant beyond them, at `sought` (D, n).
+
+    Of several knots with the sought x, those to the `right` of the first or of the last; at a jump its `upper` end.
+    """
+    at = torch.searchsorted(x, sought, right=right).clamp(1, x.shape[1] - 1)
+    low, high = x.gather(1, at - 1), x.gather(1, at)
+    at_jump = float(right if upper is None else upper)
+    share = torch.where(high > low, (sought - low) / (high - low).clamp(min=1e-300), at_jump).clamp(0, 1)
+    return torch.lerp(y.gather(1, at - 1), y.gather(1, at), share)
 
 
 def _where_spread_is(deviation: Tensor, mus: Tensor, spreads: Tensor) -> tuple[Tensor, Tensor]:

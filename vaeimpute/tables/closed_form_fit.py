@@ -129,7 +129,7 @@ def fit_linear_stage(
     budget : TimeBudget
     generator : Generator
     repeats : int
-        How much more often rows are asked than they are by default.
+        How much more often a row is queried than by default.
     """
     rows = torch.randperm(len(values), device=values.device, generator=generator)[: defaults.EM_ROWS]
     likelihoods = ColumnLikelihoods(specs).to(values.device, values.dtype)

@@ -80,7 +80,7 @@ class TableEnsemble(Ensemble):
         self.margins, self.lattice, self.calibration = margins, lattice, calibration
 
     def hide_themselves(self, columns: Tensor) -> None:
-        """Take the cells of some columns of numbers (D,) to hide themselves, before anything is asked."""
+        """Take the cells of some columns of numbers (D,) to hide themselves, before anything is drawn."""
         self.self_masked = columns.to(self.is_linear.device)
 
     @property
@@ -255,7 +255,9 @@ class TableEnsemble(Ensemble):
 
     def _given(self, values: Tensor, observed: Tensor) -> ConditionalGaussian:
         """What the linear VAE says of each cell, given the observed ones, and that the others hide themselves."""
-        x, visible = self.features(values, observed)
+        return self._given_features(*self.features(values, observed), values, observed)
+
+    def _given_features(self, x: Tensor, visible: Tensor, values: Tensor, observed: Tensor) -> ConditionalGaussian:
         if self.self_masked is None:
             return self._posterior.given(x, visible)
         return self._posterior.given_masks(x, visible, row_keys(values, observed))
@@ -280,7 +282,7 @@ class TableEnsemble(Ensemble):
 
     def _row_draws(self, values: Tensor, observed: Tensor) -> RowDraws:
         x, visible = self.features(values, observed)
-        given = self._given(values, observed)
+        given = self._given_features(x, visible, values, observed)
         margins = self.cell_margins(values, observed, given)
         return RowDraws(
             self._placement, self._features_of, self._posterior, values, observed, x, visible, given, margins
